@@ -1,0 +1,63 @@
+"""Every kernel that is built, listed once: the build compiles this list, dispatch selects from it, tests walk it.
+
+The stem of an entry is one word everywhere: the file names (``<stem>.ptx``, ``<stem>.cubin``), the kernel's symbol and
+its name in a profiler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import abi
+from .dtypes import BF16, F16, DType
+
+PTX_ARCHS = (80, 89)
+"""The compute capabilities that kernels are compiled for as PTX: a GPU gets the highest that is not above its own."""
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One kernel: what selects it (family, dtype, size, arch) and what it is compiled from (header, cpp)."""
+
+    family: str
+    dtype: DType
+    size: str  # what the variants of a family differ in: "d64" (largest head_dim) or "w8" (warps a row)
+    arch: int  # compute capability of its PTX: 89 stands for compute_89
+    header: str
+    cpp: str
+    params: abi.Struct
+
+    @property
+    def stem(self) -> str:
+        """For example ``qk_wmma_f16_d64_sm89``."""
+        return f"{self.family}_{self.dtype}_{self.size}_sm{self.arch}"
+
+
+UNFUSED_HEAD_DIMS = (64, 128)
+"""Largest head_dim of each built variant; smaller multiples of 8 run in the next larger, zero-filled."""
+
+SOFTMAX_ROW_WARPS = (1, 8)
+"""Warps that share a row of the scores."""
+
+
+def _unfused(arch: int, dtype: DType) -> list[KernelSpec]:
+    specs = []
+    for head_dim in UNFUSED_HEAD_DIMS:
+        for family, cpp in (("qk_wmma", "QkWmma"), ("pv_wmma", "PvWmma")):
+            cpp = f"{cpp}<{dtype.cpp}, {head_dim}>"
+            header = f"unfused/{family}.cuh"
+            specs.append(KernelSpec(family, dtype, f"d{head_dim}", arch, header, cpp, abi.UNFUSED_PARAMS))
+    for warps in SOFTMAX_ROW_WARPS:
+        cpp = f"Softmax<{dtype.cpp}, {warps}>"
+        specs.append(KernelSpec("softmax", dtype, f"w{warps}", arch, "unfused/softmax.cuh", cpp, abi.UNFUSED_PARAMS))
+    return specs
+
+
+CATALOG: tuple[KernelSpec, ...] = tuple(
+    spec for arch in PTX_ARCHS for dtype in (F16, BF16) for spec in _unfused(arch, dtype)
+)
+
+
+def ptx_arch(arch: int) -> int | None:
+    """The PTX arch that a GPU of compute capability `arch` (90 stands for 9.0) gets, None below the lowest."""
+    return max((a for a in PTX_ARCHS if a <= arch), default=None)

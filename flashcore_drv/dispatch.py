@@ -1,0 +1,81 @@
+"""From a problem and a GPU's compute capability to the kernels that solve it: a pure function of the catalog."""
+
+from __future__ import annotations
+
+from . import catalog
+from .catalog import CATALOG, KernelSpec
+from .dtypes import DType
+from .errors import InvalidArgument, Unsupported
+from .problem import Problem
+
+IMPLS = ("auto", "unfused")
+
+_ROW_WARPS_CROSSOVER = 1024  # keys; above it a single warp a row leaves the memory waiting
+
+
+def select(problem: Problem, arch: int, impl: str = "auto") -> tuple[KernelSpec, ...]:
+    """The kernels of a problem, in the order in which they run.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to compute.
+    arch : int
+        Compute capability of the GPU: 89 stands for 8.9.
+    impl : str
+        "unfused": scores, softmax and values in three kernels. "auto" is the fastest there is.
+
+    Raises
+    ------
+    InvalidArgument
+        For an `impl` that does not exist.
+    Unsupported
+        If no built kernel solves the problem: what is required, what there is, what is missing.
+    """
+    if impl not in IMPLS:
+        raise InvalidArgument(f"impl={impl!r}; allowed: {', '.join(map(repr, IMPLS))}")
+    return (
+        select_qk(problem.dtype, problem.head_dim, arch),
+        select_softmax(problem.dtype, problem.seqlen_k, arch),
+        select_pv(problem.dtype, problem.head_dim, arch),
+    )
+
+
+def select_qk(dtype: DType, head_dim: int, arch: int) -> KernelSpec:
+    """The kernel of S = softmax_scale · Q @ Kᵀ. Raises Unsupported."""
+    return _by_head_dim("qk_wmma", dtype, head_dim, arch)
+
+
+def select_softmax(dtype: DType, seqlen_k: int, arch: int) -> KernelSpec:
+    """The kernel of P = softmax(S). Raises Unsupported."""
+    few, many = catalog.SOFTMAX_ROW_WARPS
+    return _find("softmax", dtype, f"w{few if seqlen_k <= _ROW_WARPS_CROSSOVER else many}", arch)
+
+
+def select_pv(dtype: DType, head_dim: int, arch: int) -> KernelSpec:
+    """The kernel of O = P @ V. Raises Unsupported."""
+    return _by_head_dim("pv_wmma", dtype, head_dim, arch)
+
+
+def _by_head_dim(family: str, dtype: DType, head_dim: int, arch: int) -> KernelSpec:
+    built = catalog.UNFUSED_HEAD_DIMS
+    size = next((d for d in built if head_dim <= d), None)
+    if size is None:
+        raise Unsupported(
+            f"{family}: required head_dim={head_dim}, dtype={dtype}, sm_{arch}; "
+            f"built: head_dim up to {max(built)} ({', '.join(map(str, built))}); missing: head_dim {head_dim}"
+        )
+    return _find(family, dtype, f"d{size}", arch)
+
+
+def _find(family: str, dtype: DType, size: str, arch: int) -> KernelSpec:
+    ptx = catalog.ptx_arch(arch)
+    for spec in CATALOG:
+        if (spec.family, spec.dtype, spec.size, spec.arch) == (family, dtype, size, ptx):
+            return spec
+    archs = sorted({s.arch for s in CATALOG if s.family == family})
+    dtypes = sorted({s.dtype.name for s in CATALOG if s.family == family})
+    raise Unsupported(
+        f"{family}: required {size}, dtype={dtype}, sm_{arch}; built: dtypes {', '.join(dtypes)} for "
+        f"sm_{min(archs, default=0)} and later; missing: a kernel for this combination"
+    )

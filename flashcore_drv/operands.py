@@ -1,0 +1,112 @@
+"""The arrays of one call: inputs brought to the GPU where they are on the host, outputs made or filled, all freed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidArgument
+from .interop.arrays import ArrayView, host_array
+from .runtime import Device, DeviceArray, Event, HandleError, Stream
+from .runtime.memory import contiguous_strides
+
+
+class NewArray:
+    """The view of an output that is still to be made: of the call's own, so it overlaps nothing."""
+
+    writeable = True
+    span = (0, 0)
+    address = 0
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.name, self.shape, self.dtype, self.strides = name, shape, dtype, contiguous_strides(shape)
+
+
+def one_device(views: Sequence[ArrayView]) -> Device | None:
+    """The GPU on which all arrays are; None where all are on the host. Raises InvalidArgument for a mixture."""
+    first = views[0]
+    for x in views[1:]:
+        if x.device != first.device:
+            where = [f"{y.name} on {y.device or 'the host'}" for y in (first, x)]
+            raise InvalidArgument(f"{' and '.join(where)}; all arrays must be in one place")
+    return first.device
+
+
+class Operands(contextlib.ExitStack):
+    """Device addresses for the arrays of one call.
+
+    On exit without an exception, host outputs are copied back, which waits for the work. Device memory
+    of the call's own is freed in any case, in the order of the stream.
+
+    Parameters
+    ----------
+    device : Device
+        Where kernels run.
+    stream : object
+        The caller's stream, see :meth:`Stream.of`.
+    on_host : bool
+        Whether the caller's arrays are NumPy arrays.
+    """
+
+    def __init__(self, device: Device, stream: object, on_host: bool) -> None:
+        super().__init__()
+        self.device, self.on_host = device, on_host
+        try:
+            self.stream = Stream.of(device, stream)
+        except HandleError as error:
+            raise InvalidArgument(str(error)) from None
+
+    def __enter__(self) -> Operands:
+        super().__enter__()
+        self.enter_context(self.device.active())
+        return self
+
+    def scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+        """Device memory that is freed when the call ends."""
+        made = DeviceArray.empty(shape, dtype, self.device, self.stream)
+        self.callback(made.buffer.free, self.stream)
+        return made
+
+    def input(self, view: ArrayView) -> int:
+        """Device address of an input."""
+        if view.device is not None:
+            self._wait_for_producer(view)
+            return view.address
+        array = host_array(view)
+        copy = self.scratch(array.shape, array.dtype)
+        copy.copy_from(array, self.stream)
+        return copy.address
+
+    def _wait_for_producer(self, view: ArrayView) -> None:
+        if view.producer_stream is not None and view.producer_stream != self.stream.handle:
+            ready = Event(self.device)
+            self.callback(ready.close)
+            ready.record(Stream(self.device, view.producer_stream))
+            self.stream.wait(ready)
+
+    def output(self, view: ArrayView | NewArray) -> tuple[int, Any]:
+        """Device address of an output, and the array that the caller gets."""
+        if isinstance(view, ArrayView) and view.device is not None:
+            self._wait_for_producer(view)
+            return view.address, view.owner
+        if not self.on_host:
+            made = DeviceArray.empty(view.shape, view.dtype, self.device, self.stream)
+
+            def discard(kind: type[BaseException] | None, *_: object) -> None:
+                if kind is not None:
+                    made.free()
+
+            self.push(discard)
+            return made.address, made
+        result = view.owner if isinstance(view, ArrayView) else np.empty(view.shape, view.dtype)
+        copy = self.scratch(view.shape, view.dtype)
+
+        def fetch(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is None:
+                result[...] = copy.to_numpy(stream=self.stream)
+
+        self.push(fetch)
+        return copy.address, result

@@ -1,0 +1,235 @@
+"""Device memory: owned buffers, and strided arrays in them."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import driver
+from .device import Device
+from .errors import HandleError
+from .stream import Stream
+
+
+def _release(device: Device, address: int, stream: Stream | None) -> None:
+    with device.active():
+        if stream is None:
+            driver.call("cuMemFree", address)
+        elif stream.lasting:
+            driver.call("cuMemFreeAsync", address, stream.handle)
+        else:
+            driver.call("cuCtxSynchronize")
+            driver.call("cuMemFreeAsync", address, 0)
+
+
+def _release_quietly(device: Device, address: int, stream: Stream | None) -> None:
+    """For the garbage collector, which has nobody to tell: the context may be lost or the interpreter ending."""
+    try:
+        _release(device, address, stream)
+    except Exception:
+        return
+
+
+class Buffer:
+    """Device memory that this object owns: freed by :meth:`free`, or when the object is collected.
+
+    Where the GPU supports it, memory comes from the default pool in the order of `stream`, and is given back in that
+    order too if the stream is sure to exist then (see :attr:`Stream.lasting`); otherwise after all work on the GPU.
+    Work of other streams on the memory must be ordered before the free by the caller.
+    """
+
+    def __init__(self, device: Device, nbytes: int, stream: Stream | None = None) -> None:
+        if nbytes < 0:
+            raise ValueError(f"nbytes={nbytes}; allowed: 0 or more")
+        self.device, self.nbytes = device, nbytes
+        self._stream = (stream or Stream(device, 0)) if device.has_memory_pools else None
+        size = max(nbytes, 1)  # the driver has no allocation of nothing
+        with device.active():
+            if self._stream is None:
+                pointer = driver.call("cuMemAlloc", size)
+            else:
+                pointer = driver.call("cuMemAllocAsync", size, self._stream.handle)
+        self._address = int(pointer)
+        self._finalizer = weakref.finalize(self, _release_quietly, device, self._address, self._stream)
+        self._finalizer.atexit = False  # the driver gives everything back at exit
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte. Raises HandleError after :meth:`free`."""
+        if not self._finalizer.alive:
+            raise HandleError(f"device memory of {self.nbytes} bytes: used after free()")
+        return self._address
+
+    def free(self, stream: Stream | None = None) -> None:
+        """Give the memory back, in the order of `stream` if one is given. A second call does nothing."""
+        if self._finalizer.detach() is None:
+            return
+        if stream is not None and self.device.has_memory_pools:
+            with self.device.active():
+                driver.call("cuMemFreeAsync", self._address, stream.handle)
+        else:
+            _release(self.device, self._address, self._stream)
+
+
+class DeviceArray:
+    """An array in device memory.
+
+    Parameters
+    ----------
+    buffer : Buffer
+        The memory, shared by all views of it.
+    shape, strides : tuple of int
+        Elements along each dimension; distance of neighbours in elements.
+    dtype : numpy.dtype
+        Element type.
+    offset : int
+        Elements before the first.
+    """
+
+    def __init__(
+        self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], offset: int = 0
+    ) -> None:
+        self.buffer, self.shape, self.dtype, self.strides, self.offset = buffer, shape, dtype, strides, offset
+
+    @staticmethod
+    def empty(
+        shape: tuple[int, ...], dtype: npt.DTypeLike, device: Device | None = None, stream: Stream | None = None
+    ) -> DeviceArray:
+        """A new C-contiguous array whose elements are undefined."""
+        kind = np.dtype(dtype)
+        buffer = Buffer(device or Device.current(), int(np.prod(shape, dtype=np.int64)) * kind.itemsize, stream)
+        return DeviceArray(buffer, tuple(shape), kind, contiguous_strides(shape))
+
+    @staticmethod
+    def from_numpy(array: npt.NDArray[Any], device: Device | None = None, stream: Stream | None = None) -> DeviceArray:
+        """A new C-contiguous copy of a NumPy array; complete when this returns."""
+        made = DeviceArray.empty(array.shape, array.dtype, device, stream)
+        made.copy_from(array, stream)
+        return made
+
+    @property
+    def device(self) -> Device:
+        """The GPU."""
+        return self.buffer.device
+
+    @property
+    def address(self) -> int:
+        """Address of the first element. Raises HandleError if the memory was freed."""
+        return self.buffer.address + self.offset * self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.size * self.dtype.itemsize
+
+    def as_strided(self, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> DeviceArray:
+        """A view of the same buffer; `strides` and `offset` in elements, `offset` from this array's first element.
+
+        Raises
+        ------
+        ValueError
+            If it reaches past the buffer.
+        """
+        view = DeviceArray(self.buffer, tuple(shape), self.dtype, tuple(strides), self.offset + offset)
+        ends = [(n - 1) * s for n, s in zip(view.shape, view.strides)] if view.size else [0]
+        first, last = view.offset + sum(min(e, 0) for e in ends), view.offset + sum(max(e, 0) for e in ends)
+        if first < 0 or (view.size and (last + 1) * view.dtype.itemsize > self.buffer.nbytes):
+            raise ValueError(
+                f"shape={shape}, strides={strides}, offset={offset} reach elements {first} to {last} of a buffer of "
+                f"{self.buffer.nbytes // self.dtype.itemsize}"
+            )
+        return view
+
+    def _host_span(self, array: npt.NDArray[Any], argument: str) -> int:
+        """Address of a C-contiguous host array that matches this one."""
+        if self.strides != contiguous_strides(self.shape):
+            raise ValueError(
+                f"a copy needs a C-contiguous device array; this has shape {self.shape}, strides {self.strides}"
+            )
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ValueError(
+                f"{argument} has shape {array.shape} and dtype {array.dtype}; allowed: {self.shape} and {self.dtype}"
+            )
+        address: int = array.__array_interface__["data"][0]
+        return address
+
+    def copy_from(self, array: npt.NDArray[Any], stream: Stream | None = None) -> None:
+        """Copy a NumPy array of the same shape and dtype here; complete when this returns. Raises ValueError."""
+        source = np.asarray(array, order="C")
+        address = self._host_span(source, "array")
+        stream = stream or Stream(self.device, 0)
+        with self.device.active():
+            if self.nbytes:
+                driver.call("cuMemcpyHtoDAsync", self.address, address, self.nbytes, stream.handle)
+            driver.call("cuStreamSynchronize", stream.handle)
+
+    def to_numpy(self, out: npt.NDArray[Any] | None = None, stream: Stream | None = None) -> npt.NDArray[Any]:
+        """A copy as a NumPy array, after all work in `stream`.
+
+        Parameters
+        ----------
+        out : numpy.ndarray, optional
+            C-contiguous array of the same shape and dtype to copy into.
+        stream : Stream, optional
+            By default the legacy default stream.
+
+        Raises
+        ------
+        ValueError
+            If this array or `out` is not C-contiguous, or `out` does not match.
+        """
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        if not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError("out is not a writeable C-contiguous array")
+        address = self._host_span(out, "out")
+        stream = stream or Stream(self.device, 0)
+        with self.device.active():
+            if self.nbytes:
+                driver.call("cuMemcpyDtoHAsync", address, self.address, self.nbytes, stream.handle)
+            driver.call("cuStreamSynchronize", stream.handle)
+        return out
+
+    def fill_bytes(self, value: int, stream: Stream | None = None) -> None:
+        """Set every byte of the buffer to `value` (0xFF makes NaN of every float type)."""
+        stream = stream or Stream(self.device, 0)
+        with self.device.active():
+            driver.call("cuMemsetD8Async", self.buffer.address, value, max(self.buffer.nbytes, 1), stream.handle)
+
+    def free(self) -> None:
+        """Give the buffer back, for all its views. A second call does nothing."""
+        self.buffer.free()
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """CUDA Array Interface, version 3. bfloat16 has no type string there: AttributeError."""
+        if self.dtype.kind not in "iuf":
+            raise AttributeError(f"the CUDA Array Interface has no type string for {self.dtype}")
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": tuple(s * self.dtype.itemsize for s in self.strides),
+            "stream": None,
+            "version": 3,
+        }
+
+    def __repr__(self) -> str:
+        return f"<DeviceArray {self.shape} {self.dtype} on device {self.device.ordinal}>"
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of a C-contiguous array."""
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(strides))

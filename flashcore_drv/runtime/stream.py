@@ -1,0 +1,157 @@
+"""Streams and events."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from . import driver
+from .device import Device
+from .errors import HandleError
+
+_DEFAULT_STREAMS = (0, 1, 2)  # legacy (twice) and per-thread
+
+
+def _destroy_quietly(device: Device, handle: int) -> None:
+    """For the garbage collector, which has nobody to tell: the context may be lost or the interpreter ending."""
+    try:
+        with device.active():
+            driver.call("cuStreamDestroy", handle)
+    except Exception:
+        return
+
+
+class Stream:
+    """An order of work on a GPU.
+
+    Parameters
+    ----------
+    device : Device
+        The GPU.
+    handle : int, optional
+        A ``CUstream`` of somebody else, not owned (0 is the legacy default stream). By default a new one is made that
+        does not wait for the legacy default stream; it is destroyed with this object.
+    """
+
+    def __init__(self, device: Device, handle: int | None = None) -> None:
+        self.device = device
+        self._owned = handle is None
+        self._handle: int | None = handle
+        if handle is None:
+            flags = driver.module().CUstream_flags.CU_STREAM_NON_BLOCKING
+            with device.active():
+                self._handle = int(driver.call("cuStreamCreate", int(flags)))
+            self._finalizer = weakref.finalize(self, _destroy_quietly, device, self._handle)
+            self._finalizer.atexit = False  # the driver gives everything back at exit
+
+    @property
+    def handle(self) -> int:
+        """The ``CUstream`` as an integer. Raises HandleError after :meth:`close`."""
+        if self._handle is None:
+            raise HandleError("stream: used after close()")
+        return self._handle
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the stream is sure to exist: a default stream, or one that this object owns and has not closed.
+
+        A stream of somebody else may be destroyed at any time, and the driver crashes on the handle of one that was.
+        """
+        return self._handle in _DEFAULT_STREAMS or (self._owned and self._handle is not None)
+
+    def synchronize(self) -> None:
+        """Wait for all work in the stream."""
+        with self.device.active():
+            driver.call("cuStreamSynchronize", self.handle)
+
+    def wait(self, event: Event) -> None:
+        """Let work that is queued from now on wait for `event`."""
+        with self.device.active():
+            driver.call("cuStreamWaitEvent", self.handle, event.handle, 0)
+
+    def close(self) -> None:
+        """Destroy the stream, once its work is done, if this object made it. A second call does nothing."""
+        handle, self._handle = self._handle, None
+        if self._owned and self._finalizer.detach() is not None:
+            with self.device.active():
+                driver.call("cuStreamDestroy", handle)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @staticmethod
+    def of(device: Device, stream: object) -> Stream:
+        """The stream that a caller means.
+
+        Parameters
+        ----------
+        device : Device
+            The GPU that the work runs on.
+        stream : None, int, Stream, or an object with ``__cuda_stream__``, ``cuda_stream`` or ``ptr``
+            None is the legacy default stream; an int is a ``CUstream``.
+
+        Raises
+        ------
+        HandleError
+            If it is none of these or belongs to another GPU.
+        """
+        if isinstance(stream, Stream):
+            if stream.device != device:
+                raise HandleError(f"stream belongs to {stream.device}, the arrays are on {device}")
+            return stream
+        handle: Any = stream
+        if stream is None:
+            handle = 0
+        elif hasattr(stream, "__cuda_stream__"):
+            protocol = stream.__cuda_stream__
+            _, handle = protocol() if callable(protocol) else protocol
+        else:
+            handle = getattr(stream, "cuda_stream", getattr(stream, "ptr", stream))
+        if isinstance(handle, bool) or not isinstance(handle, int) or handle < 0:
+            raise HandleError(
+                f"stream={stream!r} is not a stream; allowed: None, an int handle, flashcore_drv.runtime.Stream, "
+                "or an object with __cuda_stream__, cuda_stream or ptr"
+            )
+        return Stream(device, handle)
+
+
+class Event:
+    """A point in a stream, with its time."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        with device.active():
+            self._made = driver.call("cuEventCreate", 0)
+        self._handle: int | None = int(self._made)
+
+    @property
+    def handle(self) -> int:
+        """The ``CUevent`` as an integer. Raises HandleError after :meth:`close`."""
+        if self._handle is None:
+            raise HandleError("event: used after close()")
+        return self._handle
+
+    def record(self, stream: Stream) -> None:
+        """Mark the point in `stream` after the work queued so far."""
+        with self.device.active():
+            driver.call("cuEventRecord", self.handle, stream.handle)
+
+    def synchronize(self) -> None:
+        """Wait until the point is reached."""
+        with self.device.active():
+            driver.call("cuEventSynchronize", self.handle)
+
+    def elapsed_us(self, start: Event) -> float:
+        """Microseconds of GPU time from `start` to this event, both reached (resolution about 0.5 µs)."""
+        with self.device.active():
+            return float(driver.call("cuEventElapsedTime", start.handle, self.handle)) * 1000
+
+    def close(self) -> None:
+        """Destroy the event. A second call does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with self.device.active():
+                driver.call("cuEventDestroy", handle)

@@ -1,0 +1,89 @@
+"""What the tests of the host layers share: the driver's calls as they happen, memory in use, scripts as processes."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flashcore_drv.runtime import Device, driver, is_emulated
+
+ROOT = Path(__file__).resolve().parent.parent
+
+WORK = ("cuLaunch", "cuMemAlloc", "cuMemcpy", "cuMemset", "cuGraph", "cuModuleLoad", "cuStreamSynchronize")
+"""How the names of the functions begin that give the GPU something to do or to keep."""
+
+
+class Calls(list[tuple[str, tuple]]):
+    """Driver calls in order, each a name and its arguments."""
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self]
+
+    def count(self, *names: str) -> int:
+        return sum(name in names for name in self.names())
+
+    def work(self) -> list[str]:
+        return [name for name in self.names() if name.startswith(WORK)]
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Calls]:
+    """The calls that the runtime makes of the driver, whichever it is."""
+    calls, real = Calls(), driver.call
+
+    def call(name, *args):
+        calls.append((name, args))
+        return real(name, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "call", call)
+        yield calls
+
+
+def context() -> int:
+    """The context that is current in this thread."""
+    return int(driver.call("cuCtxGetCurrent"))
+
+
+def used_bytes(device: Device) -> int:
+    """Bytes of the device's memory pool that somebody owns, once all work is done."""
+    device.synchronize()
+    pool = driver.call("cuDeviceGetDefaultMemPool", device.handle)
+    attribute = driver.module().CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT
+    return int(driver.call("cuMemPoolGetAttribute", pool, attribute))
+
+
+def emulated_driver():
+    """The emulated driver with its faults and limits; skips where a GPU is used."""
+    if not is_emulated():
+        pytest.skip("faults can be injected into the emulated driver only")
+    return driver.module()
+
+
+def run_python(*args: object, timeout: float = 120, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    """A Python process that imports this checkout's package."""
+    found = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=found, capture_output=True, text=True, timeout=timeout)
+
+
+def python_says(code: str, **env: str) -> str:
+    """What a script prints that has to succeed."""
+    ran = run_python("-c", code, **env)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+class Exported:
+    """An object of another library: a CUDA Array Interface and nothing else."""
+
+    def __init__(self, array, **changes) -> None:
+        self.keep, self.interface = array, {**array.__cuda_array_interface__, **changes}
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.interface

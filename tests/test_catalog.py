@@ -1,0 +1,132 @@
+"""The catalog: one word for each kernel, and exactly the kernels that are listed are built."""
+
+import hashlib
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import ROOT
+
+from flashcore_drv import abi, catalog
+from flashcore_drv.catalog import CATALOG, KernelSpec
+from flashcore_drv.dtypes import BF16, F16
+from flashcore_drv.images import build_folder
+
+ENTRIES = pytest.mark.parametrize("spec", CATALOG, ids=lambda s: s.stem)
+EMULATED_PTX_ARCH = 89  # its PTX is built whatever ARCHS says
+BUILD = build_folder()
+PTX, CUBIN = BUILD / "ptx", BUILD / "cubin"
+BUILT_ARCHS = sorted(int(folder.name.removeprefix("sm_")) for folder in CUBIN.glob("sm_*"))
+needs_build = pytest.mark.skipif(not BUILT_ARCHS, reason=f"nothing is built in {CUBIN}: make cubin")
+BUILT = pytest.mark.parametrize("arch", BUILT_ARCHS or [None])
+
+
+def kernels_of(arch: int) -> list[KernelSpec]:
+    """What a GPU of this compute capability runs."""
+    return [s for s in CATALOG if s.arch == catalog.ptx_arch(arch)]
+
+
+def test_stems_are_unique() -> None:
+    stems = [s.stem for s in CATALOG]
+    assert len(stems) == len(set(stems))
+
+
+@ENTRIES
+def test_the_stem_says_what_the_kernel_is(spec) -> None:
+    found = re.fullmatch(r"([a-z]+(?:_[a-z]+)*)_(f16|bf16)_([a-z]\d+)_sm(\d+)", spec.stem)
+    assert found is not None
+    assert found.groups() == (spec.family, spec.dtype.name, spec.size, str(spec.arch))
+
+
+@ENTRIES
+def test_the_entry_names_a_template_of_its_header(spec) -> None:
+    name, arguments = re.fullmatch(r"(\w+)<(.*)>", spec.cpp).groups()
+    assert re.search(rf"\bstruct {name} \{{", (ROOT / "cuda" / spec.header).read_text())
+    element, size = arguments.split(", ")
+    assert element == spec.dtype.cpp
+    assert spec.size[1:] == size
+    assert spec.params in abi.STRUCTS
+
+
+def test_every_arch_and_dtype_has_the_same_kernels() -> None:
+    variants = {(arch, dtype): set() for arch in catalog.PTX_ARCHS for dtype in (F16, BF16)}
+    for s in CATALOG:
+        variants[s.arch, s.dtype].add((s.family, s.size))
+    assert len(set(map(frozenset, variants.values()))) == 1
+
+
+@given(arch=st.integers(50, 130))
+def test_a_gpu_gets_the_highest_ptx_that_it_can_run(arch) -> None:
+    found = catalog.ptx_arch(arch)
+    below = [a for a in catalog.PTX_ARCHS if a <= arch]
+    assert (found is None) == (not below)
+    assert found is None or (found in below and not [a for a in below if a > found])
+
+
+@needs_build
+def test_the_default_arch_is_built() -> None:
+    text = (ROOT / "Makefile").read_text()
+    assert int(re.search(r"^ARCHS \?= (\d+)$", text, re.M)[1]) in BUILT_ARCHS
+
+
+@needs_build
+def test_the_ptx_folder_holds_the_catalog_and_nothing_else() -> None:
+    archs = {catalog.ptx_arch(a) for a in BUILT_ARCHS} | {EMULATED_PTX_ARCH}
+    needed = {f"{s.stem}.ptx" for s in CATALOG if s.arch in archs}
+    there = {path.name for path in PTX.iterdir()}
+    assert needed <= there
+    assert there <= {f"{s.stem}.ptx{end}" for s in CATALOG for end in ("", ".d")}
+
+
+@needs_build
+@pytest.mark.parametrize("path", sorted(PTX.glob("*.ptx")), ids=lambda p: p.stem)
+def test_the_ptx_has_the_kernel_of_its_name(path) -> None:
+    text = path.read_text()
+    spec = next(s for s in CATALOG if s.stem == path.stem)
+    assert re.findall(r"\.visible \.entry (\w+)\(", text) == [path.stem]
+    assert re.findall(r"^\.target sm_(\d+)", text, re.M) == [str(spec.arch)]
+    assert len(re.findall(rf"\.const .*\b{path.stem}_info\[{abi.KERNEL_INFO.size}\]", text)) == 1
+
+
+@needs_build
+@BUILT
+def test_the_cubin_folder_holds_the_catalog_and_nothing_else(arch) -> None:
+    wanted = {f"{s.stem}.cubin{end}" for s in kernels_of(arch) for end in ("", ".log")}
+    assert {path.name for path in (CUBIN / f"sm_{arch}").iterdir()} == wanted | {"manifest.json"}
+
+
+@needs_build
+@BUILT
+def test_the_cubin_has_the_kernel_of_its_name(arch) -> None:
+    for spec in kernels_of(arch):
+        image = (CUBIN / f"sm_{arch}" / f"{spec.stem}.cubin").read_bytes()
+        assert image.startswith(b"\x7fELF")
+        assert set(re.findall(rb"\0\.text\.(\w+)\0", image)) == {spec.stem.encode()}
+        assert abi.ABI_HASH.to_bytes(8, "little") in image, "built from other structs"
+
+
+@needs_build
+@BUILT
+def test_the_manifest_is_complete_and_right(arch) -> None:
+    folder = CUBIN / f"sm_{arch}"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["arch"] == f"sm_{arch}"
+    assert manifest["abi_hash"] == f"{abi.ABI_HASH:#018x}"
+    assert re.fullmatch(r"V\d+\.\d+\.\d+", manifest["nvcc"])
+    assert [k["stem"] for k in manifest["kernels"]] == [s.stem for s in kernels_of(arch)]
+    for kernel in manifest["kernels"]:
+        image = (folder / f"{kernel['stem']}.cubin").read_bytes()
+        log = (folder / f"{kernel['stem']}.cubin.log").read_text()
+        assert kernel["sha256"] == hashlib.sha256(image).hexdigest()
+        assert kernel["abi_hash"] == manifest["abi_hash"]
+        assert f"Used {kernel['registers']} registers" in log
+        assert kernel["spill_bytes"] == 0
+        assert kernel["threads"] % 32 == 0
+        assert 0 < kernel["threads"] <= 1024
+        assert kernel["registers"] * kernel["threads"] <= 65536
+        assert kernel["blocks_per_sm"] is None or kernel["blocks_per_sm"] >= 1
+        assert (
+            kernel["shared_static_bytes"] + kernel["shared_dynamic_bytes"] <= 99 * 1024
+        )  # fits every arch from 8.0 on

@@ -1,0 +1,125 @@
+"""From problem and GPU to kernels: the choice fits, or the refusal says what is missing. No CUDA in it."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import python_says
+
+from flashcore_drv import catalog, dispatch
+from flashcore_drv.catalog import CATALOG
+from flashcore_drv.dtypes import BF16, F16
+from flashcore_drv.errors import InvalidArgument, Unsupported
+from flashcore_drv.plan import contiguous
+from flashcore_drv.problem import Problem
+
+SUPPORTED_ARCHS = (80, 86, 87, 89, 90, 100, 120)
+LARGEST_HEAD_DIM = max(catalog.UNFUSED_HEAD_DIMS)
+
+lengths = st.integers(1, 4096) | st.sampled_from([1, 1023, 1024, 1025, 65_536, 1 << 30])
+dtypes = st.sampled_from([F16, BF16])
+
+
+def problem_of(batch, num_heads_kv, group, seqlen_q, seqlen_k, head_dim, dtype, causal) -> Problem:
+    q = contiguous(batch, num_heads_kv * group, seqlen_q, head_dim)
+    kv = contiguous(batch, num_heads_kv, seqlen_k, head_dim)
+    return Problem(q, kv, kv, q, dtype, head_dim**-0.5, causal)
+
+
+def problems(head_dims):
+    small = st.integers(1, 8)
+    return st.builds(problem_of, small, small, small, lengths, lengths, head_dims, dtypes, st.booleans())
+
+
+legal = problems(st.integers(1, LARGEST_HEAD_DIM // 8).map(lambda n: 8 * n))
+too_wide = problems(st.integers(LARGEST_HEAD_DIM // 8 + 1, 64).map(lambda n: 8 * n))
+
+
+@given(problem=legal, arch=st.sampled_from(SUPPORTED_ARCHS), impl=st.sampled_from(dispatch.IMPLS))
+def test_the_kernels_fit_the_problem_and_the_gpu(problem, arch, impl) -> None:
+    chosen = dispatch.select(problem, arch, impl)
+    assert [spec.family for spec in chosen] == ["qk_wmma", "softmax", "pv_wmma"]
+    for spec in chosen:
+        assert spec in CATALOG
+        assert spec.dtype is problem.dtype
+        assert spec.arch == max(a for a in catalog.PTX_ARCHS if a <= arch)
+    qk, softmax, pv = chosen
+    assert qk.size == pv.size
+    built = int(qk.size.removeprefix("d"))
+    assert problem.head_dim <= built
+    assert not [d for d in catalog.UNFUSED_HEAD_DIMS if problem.head_dim <= d < built], "a smaller one would do"
+    assert int(softmax.size.removeprefix("w")) in catalog.SOFTMAX_ROW_WARPS
+    assert dispatch.select(problem, arch, impl) == chosen
+
+
+@given(problem=legal, arch=st.sampled_from(SUPPORTED_ARCHS))
+def test_stages_alone_get_the_same_kernels(problem, arch) -> None:
+    assert dispatch.select(problem, arch) == (
+        dispatch.select_qk(problem.dtype, problem.head_dim, arch),
+        dispatch.select_softmax(problem.dtype, problem.seqlen_k, arch),
+        dispatch.select_pv(problem.dtype, problem.head_dim, arch),
+    )
+
+
+@given(dtype=dtypes, arch=st.sampled_from(SUPPORTED_ARCHS), a=lengths, b=lengths)
+def test_longer_rows_never_get_fewer_warps(dtype, arch, a, b) -> None:
+    few, many = (int(dispatch.select_softmax(dtype, n, arch).size[1:]) for n in sorted((a, b)))
+    assert few <= many
+
+
+@given(problem=too_wide, arch=st.sampled_from(SUPPORTED_ARCHS))
+def test_a_refused_head_dim_says_required_built_and_missing(problem, arch) -> None:
+    with pytest.raises(Unsupported) as refusal:
+        dispatch.select(problem, arch)
+    required, built, missing = re.fullmatch(
+        r"qk_wmma: required (.*); built: (.*); missing: (.*)", str(refusal.value)
+    ).groups()
+    assert f"head_dim={problem.head_dim}" in required
+    assert f"dtype={problem.dtype}" in required
+    assert f"sm_{arch}" in required
+    assert all(str(d) in built for d in catalog.UNFUSED_HEAD_DIMS)
+    assert str(problem.head_dim) in missing
+
+
+@given(problem=legal, arch=st.sampled_from([50, 61, 70, 75, 79]), impl=st.sampled_from(dispatch.IMPLS))
+def test_a_gpu_below_the_lowest_arch_is_refused(problem, arch, impl) -> None:
+    with pytest.raises(Unsupported) as refusal:
+        dispatch.select(problem, arch, impl)
+    required, built, _ = re.fullmatch(r"\w+: required (.*); built: (.*); missing: (.*)", str(refusal.value)).groups()
+    assert f"sm_{arch}" in required
+    assert f"dtype={problem.dtype}" in required
+    assert f"sm_{min(catalog.PTX_ARCHS)} and later" in built
+    assert "f16" in built
+
+
+@given(problem=legal, arch=st.sampled_from(SUPPORTED_ARCHS))
+def test_what_the_catalog_does_not_list_is_refused(problem, arch) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "CATALOG", tuple(s for s in CATALOG if s.dtype is not problem.dtype))
+        with pytest.raises(Unsupported) as refusal:
+            dispatch.select(problem, arch)
+    other = {F16: "bf16", BF16: "f16"}[problem.dtype]
+    assert f"dtype={problem.dtype}" in str(refusal.value)
+    assert f"built: dtypes {other} " in str(refusal.value)
+
+
+@pytest.mark.parametrize("impl", ["fused", "", "Auto", None, 1, ["auto"]])
+def test_an_unknown_impl_is_refused(impl) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        dispatch.select(problem_of(1, 1, 1, 1, 1, 64, F16, False), 89, impl)
+    assert f"impl={impl!r}" in str(refusal.value)
+    assert all(repr(allowed) in str(refusal.value) for allowed in dispatch.IMPLS)
+
+
+def test_problem_catalog_and_dispatch_need_no_cuda() -> None:
+    code = """
+import sys
+sys.modules["cuda"] = sys.modules["flashcore_drv.emulator"] = None
+from flashcore_drv import abi, catalog, dispatch, problem
+from flashcore_drv.dtypes import F16
+from flashcore_drv.plan import contiguous
+m = contiguous(1, 1, 1, 64)
+print(*(s.stem for s in dispatch.select(problem.Problem(m, m, m, m, F16, 0.125), 89)))
+"""
+    assert python_says(code).split() == ["qk_wmma_f16_d64_sm89", "softmax_f16_w1_sm89", "pv_wmma_f16_d64_sm89"]
