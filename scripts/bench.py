@@ -1,0 +1,236 @@
+"""Times of our kernels beside their peers, with the conditions of the measurement.
+
+    python scripts/bench.py reference [--json FILE]   the stages of the reference problem, beside cuBLAS (GPU)
+    python scripts/bench.py emulator [--json FILE]    what running kernels on the emulator takes (no GPU)
+
+The peer of `reference` is PyTorch's matmul, softmax, matmul on the same inputs, used where PyTorch is importable. All
+runs from CUDA graphs of --repeat launches, ours and the peer's in turns, after a check against float64; what is wrong
+is reported and not timed. The predecessor's times are quoted from its own records, on another GPU (NVIDIA L4): no ratio
+is formed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from staged import STAGES, Replay, StagedAttention, interleaved_us, spread
+
+import flashcore_drv as fc
+from flashcore_drv import reference
+from flashcore_drv.interop import view_of
+from flashcore_drv.operands import NewArray
+from flashcore_drv.problem import make_problem
+from flashcore_drv.runtime import Device, Stream, is_emulated
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH, HEADS, SEQLEN, HEAD_DIM = 1, 8, 512, 64
+MAX_ERROR = 1e-3  # of scores, probabilities and outputs near 1
+PREDECESSOR_L4_US = {"qk": 142.0, "pv": 57.0}
+
+
+def output(*command: str) -> str:
+    """What a command prints, or "unknown"."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def git_commit() -> str:
+    return os.environ.get("COMMIT") or output("git", "rev-parse", "--short", "HEAD")
+
+
+def conditions(device: Device, args: argparse.Namespace) -> dict[str, Any]:
+    """What a reader needs to repeat the numbers."""
+    query = "driver_version,clocks.sm,clocks.max.sm,temperature.gpu,clocks_throttle_reasons.active,power.draw"
+    smi = output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", f"--id={device.ordinal}")
+    manifest = ROOT / "build" / "cubin" / f"sm_{device.arch}" / "manifest.json"
+    return {
+        "gpu": device.name,
+        "arch": f"sm_{device.arch}",
+        "kernels": "compute_89 PTX assembled for the GPU" if device.arch >= 89 else "compute_80 PTX",
+        query: smi,
+        "nvcc": json.loads(manifest.read_text())["nvcc"],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "cuda-bindings": version("cuda-bindings"),
+        "date": datetime.date.today().isoformat(),
+        "commit": args.commit,
+        "repeat": args.repeat,
+        "rounds": args.rounds,
+        "timing": "CUDA events around replays of a graph of `repeat` launches; median over rounds, candidates in turns",
+        "l2": "warm: the problem's 4 MB and its scores fit the L2, as they do between the kernels of a model",
+        "inputs": "independent standard normal, seed 0, float16",
+    }
+
+
+def torch_graphs(inputs: list[Any], repeat: int) -> tuple[dict[str, Replay], Any, str]:
+    """The same stages through cuBLAS: PyTorch's batched matmul, softmax and batched matmul, and their result."""
+    import torch
+
+    q, k, v = (torch.from_numpy(x).cuda().flatten(0, 1) for x in inputs)
+    s = torch.empty(BATCH * HEADS, SEQLEN, SEQLEN, dtype=torch.float16, device="cuda")
+    p, o = torch.empty_like(s), torch.empty_like(q)
+    stages: dict[str, Callable[[], Any]] = {
+        "qk": lambda: torch.baddbmm(s, q, k.mT, beta=0, alpha=HEAD_DIM**-0.5, out=s),
+        "softmax": lambda: torch.softmax(s, -1, out=p),
+        "pv": lambda: torch.bmm(p, v, out=o),
+    }
+    parts = {name: [stage] for name, stage in stages.items()} | {"all": list(stages.values())}
+    graphs: dict[str, Replay] = {}
+    for name, part in parts.items():
+        graph = torch.cuda.CUDAGraph()
+        for stage in part:  # cuBLAS makes its workspace outside the capture
+            stage()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            for _ in range(repeat):
+                for stage in part:
+                    stage()
+
+        def replay(stream: Stream, graph: Any = graph) -> None:
+            with torch.cuda.stream(torch.cuda.ExternalStream(stream.handle)):
+                graph.replay()
+
+        graphs[name] = replay
+    return (
+        graphs,
+        o.cpu().numpy().reshape(inputs[0].shape),
+        f"PyTorch {torch.__version__}, cuBLAS of CUDA {torch.version.cuda}",
+    )
+
+
+def suite_reference(args: argparse.Namespace) -> dict[str, Any]:
+    """The reference problem, stage by stage."""
+    device = Device.get(0)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((BATCH, HEADS, SEQLEN, HEAD_DIM)).astype(np.float16) for _ in range(3)]
+    q, k, v = (view_of(x, name) for x, name in zip(inputs, "qkv"))
+    problem = make_problem(q, k, v, NewArray("out", q.shape, q.dtype), layout="bhsd")
+    true = reference.truth(*inputs, problem.softmax_scale, causal=False)
+    run = StagedAttention(problem, inputs, device)
+    run.launch()
+    results = run.results()
+    outputs = {"qk": "s", "softmax": "p", "pv": "o", "all": "o"}
+    errors = {stage: float(np.abs(results[name] - getattr(true, name)).max()) for stage, name in outputs.items()}
+    if not max(errors.values()) < MAX_ERROR:
+        sys.exit(f"error: our result is wrong, not timed: {errors}")
+    parts = {"qk": ("qk",), "softmax": ("softmax",), "pv": ("pv",), "all": STAGES}
+    candidates: dict[str, Replay] = {f"ours {s}": run.graph(args.repeat, part).replay for s, part in parts.items()}
+    peer: dict[str, Any] = {"name": None, "why": "PyTorch is not importable"}
+    try:
+        graphs, out, name = torch_graphs(inputs, args.repeat)
+    except ImportError:
+        pass
+    else:
+        error = float(np.abs(out - true.o).max())
+        note = "its scores are rounded to float16, as the batched GEMM writes them"
+        peer = {"name": name, "max_error": error, "note": note}
+        if error < 10 * MAX_ERROR:
+            candidates |= {f"peer {s}": replay for s, replay in graphs.items()}
+    times = interleaved_us(candidates, run.stream, args.repeat, args.rounds)
+    rows = []
+    for stage in parts:
+        row: dict[str, Any] = {"stage": stage, "stem": run.stems.get(stage), "max_error": errors[stage]}
+        for who in ("ours", "peer"):
+            if samples := times.get(f"{who} {stage}"):
+                row[f"{who}_us"], row[f"{who}_us_5_to_95_percent"] = spread(samples)
+        row["predecessor_l4_us"] = PREDECESSOR_L4_US.get(stage)
+        rows.append(row)
+    return {
+        "suite": "reference",
+        "problem": {"batch": BATCH, "num_heads": HEADS, "seqlen": SEQLEN, "head_dim": HEAD_DIM, "dtype": "float16"},
+        "conditions": conditions(device, args),
+        "peer": peer,
+        "rows": rows,
+    }
+
+
+# (batch, heads, seqlen, head_dim) and the seconds that the emulator may take
+EMULATED = (((1, 2, 128, 64), 0.3), ((1, 8, 512, 64), 15.0))
+
+
+def suite_emulator(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of unfused attention on the emulator, every check on: the host's time, not a GPU's."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for shape, limit in EMULATED:
+        q, k, v = (rng.standard_normal(shape).astype(np.float16) for _ in range(3))
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            fc.attention(q, k, v, layout="bhsd", impl="unfused")
+            seconds.append(time.perf_counter() - start)
+        rows.append({"problem": shape, "first_seconds": seconds[0], "seconds": min(seconds), "target_seconds": limit})
+    return {
+        "suite": "emulator",
+        "conditions": {
+            "device": Device.get(0).name,
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "date": datetime.date.today().isoformat(),
+            "commit": args.commit,
+            "checks": "all that are on by default: races, bounds, alignment, uninitialised reads, divergence",
+            "timing": "wall time of one call on NumPy arrays, least of three; the first also parses the PTX",
+        },
+        "rows": rows,
+    }
+
+
+def print_emulator(found: dict[str, Any]) -> None:
+    print(f"{found['conditions']['device']}, {found['conditions']['cpus']} CPUs")
+    print(f"{'batch x heads x seqlen x head_dim':34} {'seconds':>8} {'first':>8} {'target':>8}")
+    for row in found["rows"]:
+        name = " x ".join(map(str, row["problem"]))
+        print(f"{name:34} {row['seconds']:8.2f} {row['first_seconds']:8.2f} {row['target_seconds']:8.1f}")
+
+
+def print_reference(found: dict[str, Any]) -> None:
+    print(f"{found['conditions']['gpu']}, peer: {found['peer']['name'] or found['peer']['why']}")
+    print(f"{'stage':8} {'max error':>10} {'ours us':>9} {'peer us':>9} {'predecessor on L4, us':>22}")
+    for row in found["rows"]:
+        cell = lambda key, row=row: "-" if row.get(key) is None else f"{row[key]:.2f}"  # noqa: E731
+        print(
+            f"{row['stage']:8} {row['max_error']:10.1e} {cell('ours_us'):>9} {cell('peer_us'):>9} "
+            f"{cell('predecessor_l4_us'):>22}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=["reference", "emulator"])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
+    parser.add_argument("--repeat", type=int, default=50, help="launches in a graph (default: 50)")
+    parser.add_argument("--rounds", type=int, default=40, help="timed replays of each graph (default: 40)")
+    parser.add_argument("--commit", default=git_commit(), help="the commit that is measured (default: from git)")
+    args = parser.parse_args()
+    suites = {"reference": (suite_reference, print_reference), "emulator": (suite_emulator, print_emulator)}
+    try:
+        Device.get(0)
+    except (fc.NoDriverError, fc.DriverError) as error:
+        sys.exit(f"error: {error}")
+    if is_emulated() != (args.suite == "emulator"):
+        need = "FLASHCORE_DRIVER=emulator" if args.suite == "emulator" else "a GPU: emulated time says nothing of it"
+        sys.exit(f"error: the suite {args.suite} needs {need}")
+    measure, show = suites[args.suite]
+    found = measure(args)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    show(found)
+
+
+if __name__ == "__main__":
+    main()

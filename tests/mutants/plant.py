@@ -1,0 +1,177 @@
+"""Compiles a kernel with a planted bug and says how the bug was caught.
+
+Each bug gets a process of its own: what it does to the emulated context, no other sees.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mutants.table import Mutant
+from strategies import Placed, Storage
+
+import flashcore_drv as fc
+from flashcore_drv import images, reference
+from flashcore_drv.dtypes import BF16, F16, F32, DType
+from flashcore_drv.runtime import Device
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# (batch, heads, heads_kv, seqlen_q, seqlen_k, gap after each row in elements, head_dim, causal). Together: several
+# batches, heads and groups; rows that are not aligned, by 2 bytes and by 8; several tiles, blocks and groups of tiles;
+# ends inside a vector and a tile; fewer and more keys than queries.
+PROBLEMS = {
+    "qk": [
+        (2, 4, 2, 70, 77, 0, 64, False),
+        (1, 2, 2, 65, 328, 8, 56, False),
+        (1, 2, 1, 40, 130, 4, 64, False),
+        (1, 1, 1, 9, 67, 1, 40, False),
+    ],
+    "softmax": [
+        (1, 2, 2, 9, 300, 0, 64, False),
+        (1, 2, 2, 21, 45, 0, 64, True),
+        (2, 1, 1, 20, 11, 3, 64, True),
+        (1, 1, 1, 9, 260, 4, 64, False),
+    ],
+    "pv": [
+        (2, 4, 2, 70, 200, 0, 64, False),
+        (1, 2, 2, 130, 65, 8, 56, False),
+        (1, 2, 1, 40, 77, 4, 64, False),
+        (1, 1, 1, 9, 67, 1, 40, False),
+    ],
+}
+SEEDS = (0, 1)
+
+
+def mutated(mutant: Mutant, folder: Path) -> Path:
+    """PTX of the kernel with the bug, in a build folder of its own."""
+    cuda = folder / "cuda"
+    shutil.copytree(ROOT / "cuda", cuda)
+    path = cuda / mutant.source
+    text = path.read_text()
+    starts = [m.start() for m in re.finditer(re.escape(mutant.old), text)]
+    if not starts or (mutant.nth is None and len(starts) != 1):
+        raise LookupError(f"{mutant.name}: {mutant.old!r} stands {len(starts)} times in {mutant.source}")
+    at = starts[mutant.nth or 0]
+    path.write_text(text[:at] + mutant.new + text[at + len(mutant.old) :])
+    compiler, *_ = (ROOT / "build" / "compiler.txt").read_text().splitlines()
+    ptx = folder / "build" / "ptx" / f"{mutant.stem}.ptx"
+    ptx.parent.mkdir(parents=True)
+    command = [compiler, "-ptx", "-arch=compute_89", "-O3", "-std=c++20", "-lineinfo", f"-I{cuda}"]
+    command += [f"-I{ROOT / 'build' / 'gen'}", "-o", ptx, ROOT / "build" / "gen" / f"{mutant.stem}.cu"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder / "build"
+
+
+def caught(mutant: Mutant) -> str | None:
+    """How the bug was caught; None if it was not."""
+    with tempfile.TemporaryDirectory() as temporary:
+        build = mutated(mutant, Path(temporary))
+        ptx = (build / "ptx" / f"{mutant.stem}.ptx").read_text()
+        if re.search(r"\b(atom|red)\.\S*\.add\.\S*f(16|32|64)", ptx):
+            return "atomic addition of floating-point numbers in the PTX"
+        os.environ["FLASHCORE_BUILD"] = str(build)
+        return run(mutant.stem)
+
+
+def run(stem: str) -> str | None:
+    """Run the kernel over PROBLEMS, with two orders of warps and blocks: the first thing that is wrong."""
+    from flashcore_drv.emulator import Checks
+    from flashcore_drv.emulator import driver as emulated
+
+    os.environ["FLASHCORE_DRIVER"] = "emulator"
+    family = stem.split("_")[0]
+    for seed in SEEDS:
+        emulated.reset(seed=seed, checks=Checks.all())
+        emulated.cuInit(0)
+        forget_devices()
+        for problem in PROBLEMS[family]:
+            try:
+                outputs = CASES[family](stem, Problem(*problem), np.random.default_rng(seed))
+            except (fc.DriverError, AssertionError) as error:
+                return str(emulated.last_error() or error)
+            for out, true, same, dtype in outputs:
+                verdict = reference.judge(out, true, same, dtype.mantissa_bits)
+                if not verdict.ok:
+                    return f"wrong result: {verdict}"
+        totals = [report.totals for _, report in emulated.reports()]
+        conflicts = sum(t.bank_conflicts for t in totals)
+        wavefronts = sum(t.shared_wavefronts for t in totals)
+        if family != "softmax" and conflicts > 0.25 * wavefronts:
+            return f"bank conflicts in {conflicts} of {wavefronts} wavefronts"
+    return None
+
+
+def forget_devices() -> None:
+    """Drop what is cached for a device that is gone."""
+    images._load.cache_clear()
+    Device.get.cache_clear()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes, and the gap after each row in elements."""
+
+    batch: int
+    heads: int
+    heads_kv: int
+    seqlen_q: int
+    seqlen_k: int
+    gap: int
+    head_dim: int
+    causal: bool
+
+    def place(self, shape: tuple[int, ...], dtype: Any, values: Any = None) -> Placed:
+        return Placed(shape, np.dtype(dtype), Storage((0, 1, 2), self.gap, 0), values)
+
+
+Outputs = list[tuple[Any, Any, Any, DType]]  # result, float64 truth, same maths, type
+
+
+def qk(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
+    dtype = BF16 if "_bf16_" in stem else F16
+    head_dim = x.head_dim + (64 if "_d128_" in stem else 0)
+    q, k = (
+        rng.standard_normal((x.batch, heads, rows, head_dim)).astype(dtype.to_numpy())
+        for heads, rows in ((x.heads, x.seqlen_q), (x.heads_kv, x.seqlen_k))
+    )
+    out = x.place((x.batch, x.heads, x.seqlen_q, x.seqlen_k), np.float32)
+    arrays = [x.place(a.shape, a.dtype, a).array for a in (q, k)]
+    fc.unfused.qk(*arrays, softmax_scale=0.3, layout="bhsd", out=out.array)
+    return [(out.read(), reference.truth(q, k, k, 0.3, False).s, reference.qk_rounded(q, k, 0.3), F32)]
+
+
+def softmax(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
+    dtype = BF16 if "_bf16_" in stem else F16
+    shape = x.batch, x.heads, x.seqlen_q, x.seqlen_k + (1040 if "_w8_" in stem else 0)
+    values = (100 + 8 * rng.standard_normal(shape)).astype(np.float32)
+    s = x.place(shape, np.float32, values)
+    outs = [x.place(shape, dtype.to_numpy()) for _ in range(2)]
+    options = {"dtype": dtype.to_numpy(), "causal": x.causal}
+    fc.unfused.softmax(s.array, out=outs[0].array, **options)
+    _, lse = fc.unfused.softmax(s.array, out=outs[1].array, return_lse=True, **options)
+    true, true_lse = reference.softmax(values.astype(np.float64), x.causal)
+    same, same_lse = reference.softmax_rounded(values, dtype, x.causal)
+    return [(out.read(), true, same, dtype) for out in outs] + [(lse.to_numpy(), true_lse, same_lse, F32)]
+
+
+def pv(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
+    dtype = BF16 if "_bf16_" in stem else F16
+    head_dim = x.head_dim + (64 if "_d128_" in stem else 0)
+    weights = rng.random((x.batch, x.heads, x.seqlen_q, x.seqlen_k))
+    p = (weights / weights.sum(-1, keepdims=True)).astype(dtype.to_numpy())
+    v = rng.standard_normal((x.batch, x.heads_kv, x.seqlen_k, head_dim)).astype(p.dtype)
+    out = x.place((x.batch, x.heads, x.seqlen_q, head_dim), p.dtype)
+    fc.unfused.pv(*(x.place(a.shape, a.dtype, a).array for a in (p, v)), layout="bhsd", out=out.array)
+    true = p.astype(np.float64) @ reference.expand_heads(v, x.heads).astype(np.float64)
+    return [(out.read(), true, reference.pv_rounded(p, v), dtype)]
+
+
+CASES: dict[str, Callable[[str, Problem, np.random.Generator], Outputs]] = {"qk": qk, "softmax": softmax, "pv": pv}
