@@ -117,7 +117,7 @@ static_assert(sizeof(Kernel::Params) == {spec.params.size});
 
 extern "C" __constant__ const flashcore::KernelInfo {spec.stem}_info = Kernel::info({abi.ABI_HASH:#x}ull);
 
-extern "C" __global__ void __launch_bounds__(Kernel::kThreads)
+extern "C" __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksAnSm)
 {spec.stem}(const __grid_constant__ Kernel::Params p) {{
     Kernel::run(p);
 }}

@@ -17,7 +17,8 @@ struct PvWmma {
     using T = Element;
     using Params = UnfusedParams;
     static constexpr int HEAD_DIM = MAX_HEAD_DIM, BLOCK_Q = 64, BLOCK_KV = 64, kThreads = 512;
-    static constexpr int kPieces = HEAD_DIM / 64;  // 16 x 16 pieces of O a warp
+    static constexpr int kBlocksAnSm = HEAD_DIM <= 64 ? 2 : 1;  // that the compiler leaves registers for
+    static constexpr int kPieces = HEAD_DIM / 64;               // 16 x 16 pieces of O a warp
 
     struct Stage {
         Tile<T, BLOCK_Q, BLOCK_KV> P;

@@ -17,6 +17,7 @@ struct QkWmma {
     using Params = UnfusedParams;
     static constexpr int HEAD_DIM = MAX_HEAD_DIM, BLOCK_Q = 64, BLOCK_KV = 64, kThreads = 512,
                          kTilesABlock = 4;
+    static constexpr int kBlocksAnSm = HEAD_DIM <= 64 ? 2 : 1;  // that the compiler leaves registers for
 
     struct Shared {
         Tile<T, BLOCK_Q, HEAD_DIM> Q;
