@@ -158,14 +158,12 @@ def rules(archs: list[int]) -> None:
                 # ptxas reports wgmma that it had to serialise as information, which -Werror lets pass.
                 "\t@! grep -H 'C75[0-9][0-9]' $@.log || { rm -f $@; exit 1; }",
             ]
-        # what the catalog no longer lists must not be loaded by accident
-    for folder, kept in ((BUILD / "ptx", ptx), (BUILD / "gen", [f"build/gen/{s.stem}.cu" for s in specs])):
+    for folder in (BUILD / "ptx", *(BUILD / "cubin" / f"sm_{arch}" for arch in archs)):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("*_sm*"):
-            if str(path.relative_to(ROOT)).removesuffix(".d") not in kept and path.suffix in (".ptx", ".cu", ".d"):
-                path.unlink()
-    for arch in archs:
-        (BUILD / "cubin" / f"sm_{arch}").mkdir(parents=True, exist_ok=True)
+    listed = {s.stem for s in catalog.CATALOG}
+    for path in (p for folder in ("gen", "ptx") for p in (BUILD / folder).glob("*_sm*")):
+        if path.name.split(".")[0] not in listed:  # it must not be loaded by accident
+            path.unlink()
     head = [".DELETE_ON_ERROR:", f"all: {' '.join(ptx + cubins)}"]
     write_if_changed(BUILD / "rules.mk", "\n".join([*head, *lines]) + "\n")
 
