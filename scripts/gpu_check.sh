@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under 8 minutes: build, tests, compute-sanitizer, counters, times.
 #
-#     scripts/gpu_check.sh [FOLDER]     writes reference.json, counters.json and logs to FOLDER (default: build/gpu_check)
+#     scripts/gpu_check.sh [FOLDER]     writes gpu-check.json and logs to FOLDER (default: build/gpu_check)
 #
 # It uses the Python that `python3` is, which needs cuda-python, numpy, pytest, hypothesis and ml_dtypes. A step that
 # fails does not stop the others; the exit status is the number of steps that failed.
@@ -38,14 +38,25 @@ twins() {
         FLASHCORE_DRIVER=emulator python3 scripts/twins.py compare --folder "$out"
 }
 
+tests() {
+    echo "FUZZ_EXAMPLES=$FUZZ_EXAMPLES"
+    python3 -m pytest -q "$@"
+}
+
+record() {
+    cp "build/cubin/sm_$(python3 -c 'import flashcore_drv as fc; print(fc.Device.get(0).arch)')/manifest.json" "$out" &&
+        python3 scripts/gpu_record.py "$out" --json "$out/gpu-check.json"
+}
+
 step build make cubin
 step run python3 scripts/run.py
-step tests python3 -m pytest -q tests/test_unfused.py tests/test_runtime.py tests/test_api.py \
+step tests tests tests/test_unfused.py tests/test_runtime.py tests/test_api.py \
     tests/emulator/test_driver_twin.py
 for tool in memcheck racecheck synccheck initcheck; do step "$tool" sanitize "$tool"; done
 step bank_conflicts bank_conflicts
 step twins twins
 step reference python3 scripts/bench.py reference --json "$out/reference.json"
+step record record
 
 printf '\n%s s; failed: %s\n' "$SECONDS" "${failed[*]:-none}"
 exit "${#failed[@]}"

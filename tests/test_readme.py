@@ -1,5 +1,6 @@
 """What the README says to type works."""
 
+import json
 import re
 import subprocess
 import sys
@@ -43,3 +44,11 @@ def test_no_other_command_is_named() -> None:
 )
 def test_a_path_exists(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+def test_the_measured_table_is_the_data() -> None:
+    (path,) = set(re.findall(r"`(benchmarks/[^`]*\.json)`", README))
+    for row in json.loads((ROOT / path).read_text())["reference"]["rows"]:
+        predecessor = row["predecessor_l4_us"] or "-"
+        cells = (row["stage"], f"{row['max_error']:.1e}", f"{row['ours_us']:.1f}", f"{row['peer_us']:.1f}", predecessor)
+        assert f"| {' | '.join(map(str, cells))} |" in README
