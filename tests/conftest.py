@@ -16,7 +16,7 @@ settings.register_profile("fuzz", max_examples=int(os.environ.get("FUZZ_EXAMPLES
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def device() -> Device:
-    """The device that kernels run on: emulated, or a GPU."""
+    """The device that kernels run on: emulated, or a GPU. Asked for anew: tests of the emulated driver reset it."""
     return Device.current()

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flashcore_drv import images
+from flashcore_drv.emulator import driver as emulated
 from flashcore_drv.runtime import Device, driver, is_emulated
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,3 +90,12 @@ class Exported:
     @property
     def __cuda_array_interface__(self):
         return self.interface
+
+
+def start_emulator(**options: Any) -> None:
+    """Reset the emulated driver, start it, and forget what is cached of its device; `options` are those of reset()."""
+    emulated.reset(**options)
+    emulated.cuInit(0)
+    if is_emulated():
+        images._load.cache_clear()
+        Device.get.cache_clear()

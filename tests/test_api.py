@@ -51,7 +51,7 @@ def assert_right(out, lse, arrays, layout="bshd", dtype=F16, scale=D**-0.5, caus
         assert reference.judge(lse, true.lse, same.lse, 23).ok
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def expected(device):
     """The result for make(), from NumPy to NumPy."""
     return fc.attention(*make())

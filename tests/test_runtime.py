@@ -564,7 +564,7 @@ def test_what_cannot_be_captured_says_so(device) -> None:
 # ---- kernels
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def fill(device):
     """A kernel that stores a word into 32 words, and the bytes of its parameters."""
     return Module(device, FILL).kernel("fill", 0), lambda address, value: struct.pack("<QI4x", address, value)

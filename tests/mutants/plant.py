@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from mutants.table import Mutant
 from strategies import Placed, Storage
+from support import start_emulator
 
 import flashcore_drv as fc
-from flashcore_drv import images, reference
+from flashcore_drv import reference
 from flashcore_drv.dtypes import BF16, F16, F32, DType
-from flashcore_drv.runtime import Device
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -89,9 +89,7 @@ def run(stem: str) -> str | None:
     os.environ["FLASHCORE_DRIVER"] = "emulator"
     family = stem.split("_")[0]
     for seed in SEEDS:
-        emulated.reset(seed=seed, checks=Checks.all())
-        emulated.cuInit(0)
-        forget_devices()
+        start_emulator(seed=seed, checks=Checks.all())
         for problem in PROBLEMS[family]:
             try:
                 outputs = CASES[family](stem, Problem(*problem), np.random.default_rng(seed))
@@ -107,12 +105,6 @@ def run(stem: str) -> str | None:
         if family != "softmax" and conflicts > 0.25 * wavefronts:
             return f"bank conflicts in {conflicts} of {wavefronts} wavefronts"
     return None
-
-
-def forget_devices() -> None:
-    """Drop what is cached for a device that is gone."""
-    images._load.cache_clear()
-    Device.get.cache_clear()
 
 
 @dataclass(frozen=True)
