@@ -97,7 +97,26 @@ UNFUSED_PARAMS = Struct(
         ("causal", "i"),
     ),
 )
-STRUCTS = (KERNEL_INFO, TENSOR, UNFUSED_PARAMS)
+DIVISOR = Struct("Divisor", "abi/divisor.h", (("multiplier", "Q"), ("shift", "i"), ("value", "i")))
+FLASH_FWD_PARAMS = Struct(
+    "FlashFwdParams",
+    "abi/flash_fwd_params.h",
+    (
+        *((name, TENSOR) for name in ("q", "k", "v", "o", "lse")),
+        *((name, DIVISOR) for name in ("grid_inner", "num_heads", "group")),
+        *((name, "i") for name in ("row_blocks", "seqlen_q", "seqlen_k", "head_dim", "diagonal")),
+        ("scale_log2", "f"),
+        ("unused", "i"),
+    ),
+)
+STRUCTS = (KERNEL_INFO, TENSOR, UNFUSED_PARAMS, DIVISOR, FLASH_FWD_PARAMS)
+
+
+def divisor(value: int) -> dict[str, int | float]:
+    """The members of ``Divisor`` for a divisor from 1 to 2**31 - 1 (Granlund and Montgomery, PLDI 1994)."""
+    shift = 31 + (value - 1).bit_length()
+    return {"multiplier": -(-(1 << shift) // value), "shift": shift, "value": value}
+
 
 _LAYOUT = repr([(s.name, s.size, s.alignment, s.offsets) for s in STRUCTS])
 ABI_HASH = int.from_bytes(hashlib.sha256(_LAYOUT.encode()).digest()[:8], "little")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import unfused
+from . import plan, unfused
 from .dispatch import select
 from .dtypes import F32
 from .interop import ArrayView, view_of
@@ -23,6 +23,7 @@ def attention(
     layout: str = "bshd",
     impl: str = "auto",
     return_lse: bool = False,
+    batch_invariant: bool = False,
     out: Any = None,
     stream: Any = None,
 ) -> Any:
@@ -33,7 +34,7 @@ def attention(
     q : array, [batch, seqlen_q, num_heads, head_dim] or, for layout "bhsd", [batch, num_heads, seqlen_q, head_dim]
         float16 or bfloat16 (as NumPy dtype: ml_dtypes). NumPy arrays are copied to the GPU and the result back; a
         DeviceArray or any object with ``__cuda_array_interface__`` is used where it is, with any strides whose last
-        is 1. head_dim is a multiple of 8, up to 128.
+        is 1. head_dim is a multiple of 8, up to 256 (128 unfused).
     k, v : array, the same with seqlen_k and num_heads_kv
         num_heads_kv divides num_heads; query head h reads head h // (num_heads // num_heads_kv).
     softmax_scale : float, optional
@@ -43,9 +44,14 @@ def attention(
     layout : str
         "bshd" or "bhsd", of q, k, v and the result.
     impl : str
-        "auto" or "unfused" (see :mod:`flashcore_drv.unfused`).
+        "auto" or "flash": one fused kernel. "unfused": three, with the scores in memory between them, for sequences of
+        at least 1 (see :mod:`flashcore_drv.unfused`).
     return_lse : bool
         Also return log sum exp of the scores (natural logarithm), float32 [batch, num_heads, seqlen_q].
+    batch_invariant : bool
+        Make the bits of a sequence's result independent of the batch and of the number of heads. The order in which
+        keys are added up depends on them only where small problems get a kernel of their own, which is left out: up to
+        twice the time there, nothing elsewhere.
     out : array, optional
         Where to write the result: shape and dtype of q, not overlapping an input.
     stream : optional
@@ -81,15 +87,21 @@ def attention(
         causal=causal,
         layout=layout,
         return_lse=return_lse,
+        batch_invariant=batch_invariant,
     )
-    device = one_device([*inputs, out_view] if isinstance(out_view, ArrayView) else inputs)
-    with Operands(device or Device.current(), stream, on_host=device is None) as operands:
-        kernels = select(problem, operands.device.arch, impl)
+    place = one_device([*inputs, out_view] if isinstance(out_view, ArrayView) else inputs)
+    with Operands(place or Device.current(), stream, on_host=place is None) as operands:
+        device = operands.device
+        kernels = select(problem, device.arch, impl, device.attribute("MULTIPROCESSOR_COUNT"))
         address, result = operands.output(out_view)
         addresses = {"o": address} | {x.name: operands.input(x) for x in inputs}
         lse = None
         if return_lse:
             shape = problem.batch, problem.num_heads, problem.seqlen_q
             addresses["lse"], lse = operands.output(NewArray("lse", shape, F32.to_numpy()))
-        unfused.attention(problem, kernels, operands, addresses)
+        if len(kernels) == 1:
+            for launch in plan.plan_flash(device, kernels[0], problem, addresses):
+                launch(operands.stream)
+        else:
+            unfused.attention(problem, kernels, operands, addresses)
     return (result, lse) if return_lse else result

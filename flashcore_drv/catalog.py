@@ -53,8 +53,35 @@ def _unfused(arch: int, dtype: DType) -> list[KernelSpec]:
     return specs
 
 
+FLASH_HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+"""Largest head_dim of each built variant of the fused forward; smaller multiples of 8 run in the next larger."""
+
+FLASH_SMALL_HEAD_DIMS = (32, 64, 96, 128)
+"""Those of the variant for small problems: above, its tiles would not fit 99 KB of shared memory."""
+
+FLASH_VARIANTS = {
+    "flash_fwd": ("Full", FLASH_HEAD_DIMS),
+    "flash_fwd_causal": ("Causal", FLASH_HEAD_DIMS),
+    "flash_fwd_general": ("General", FLASH_HEAD_DIMS),
+    "flash_fwd_small": ("Small", FLASH_SMALL_HEAD_DIMS),
+}
+"""Families of the fused forward: the name of their ``Variant`` (``cuda/flash_fwd/traits.cuh``) and its head_dims."""
+
+HEADS_FIRST = ("flash_fwd_causal", "flash_fwd_general")
+"""Families whose grid counts heads fastest and starts with the last rows; the others count blocks of rows fastest."""
+
+
+def _flash_fwd(arch: int, dtype: DType) -> list[KernelSpec]:
+    header, params = "flash_fwd/flash_fwd_sm80.cuh", abi.FLASH_FWD_PARAMS
+    return [
+        KernelSpec(family, dtype, f"d{d}", arch, header, f"FlashFwdSm80<{dtype.cpp}, {d}, Variant::k{variant}>", params)
+        for family, (variant, head_dims) in FLASH_VARIANTS.items()
+        for d in head_dims
+    ]
+
+
 CATALOG: tuple[KernelSpec, ...] = tuple(
-    spec for arch in PTX_ARCHS for dtype in (F16, BF16) for spec in _unfused(arch, dtype)
+    spec for arch in PTX_ARCHS for dtype in (F16, BF16) for spec in (*_unfused(arch, dtype), *_flash_fwd(arch, dtype))
 )
 
 

@@ -8,12 +8,12 @@ from .dtypes import DType
 from .errors import InvalidArgument, Unsupported
 from .problem import Problem
 
-IMPLS = ("auto", "unfused")
+IMPLS = ("auto", "flash", "unfused")
 
 _ROW_WARPS_CROSSOVER = 1024  # keys; above it a single warp a row leaves the memory waiting
 
 
-def select(problem: Problem, arch: int, impl: str = "auto") -> tuple[KernelSpec, ...]:
+def select(problem: Problem, arch: int, impl: str = "auto", multiprocessors: int = 1) -> tuple[KernelSpec, ...]:
     """The kernels of a problem, in the order in which they run.
 
     Parameters
@@ -23,7 +23,9 @@ def select(problem: Problem, arch: int, impl: str = "auto") -> tuple[KernelSpec,
     arch : int
         Compute capability of the GPU: 89 stands for 8.9.
     impl : str
-        "unfused": scores, softmax and values in three kernels. "auto" is the fastest there is.
+        "flash": one fused kernel. "unfused": scores, softmax and values in three. "auto" is the fastest there is.
+    multiprocessors : int
+        Of the GPU: what a grid can fill.
 
     Raises
     ------
@@ -34,11 +36,62 @@ def select(problem: Problem, arch: int, impl: str = "auto") -> tuple[KernelSpec,
     """
     if impl not in IMPLS:
         raise InvalidArgument(f"impl={impl!r}; allowed: {', '.join(map(repr, IMPLS))}")
+    if impl != "unfused":
+        return (select_flash(problem, arch, multiprocessors),)
+    if problem.seqlen_q == 0 or problem.seqlen_k == 0:
+        raise Unsupported(
+            f"unfused: required seqlen_q={problem.seqlen_q}, seqlen_k={problem.seqlen_k}; built: lengths from 1; "
+            'missing: a length of 0, which impl="flash" takes'
+        )
     return (
         select_qk(problem.dtype, problem.head_dim, arch),
         select_softmax(problem.dtype, problem.seqlen_k, arch),
         select_pv(problem.dtype, problem.head_dim, arch),
     )
+
+
+def select_flash(problem: Problem, arch: int, multiprocessors: int) -> KernelSpec:
+    """The fused kernel of a problem. Raises Unsupported."""
+    built = catalog.FLASH_HEAD_DIMS
+    size = next((d for d in built if problem.head_dim <= d), None)
+    if size is None:
+        raise Unsupported(
+            f"flash_fwd: required head_dim={problem.head_dim}, dtype={problem.dtype}, sm_{arch}; "
+            f"built: head_dim up to {max(built)} ({', '.join(map(str, built))}); missing: head_dim {problem.head_dim}"
+        )
+    rows = max(x.row_stride for x in (problem.q, problem.k, problem.v))
+    if problem.head_dim != size or not problem.aligned or rows > _LONGEST_ROW_STRIDE:
+        family = "flash_fwd_general"
+    elif problem.causal:
+        family = "flash_fwd_causal"
+    elif problem.batch_invariant or size not in catalog.FLASH_SMALL_HEAD_DIMS:
+        family = "flash_fwd"  # the small kernel splits the keys in two: another order of addition
+    else:
+        family = "flash_fwd_small" if _small_is_faster(problem, multiprocessors) else "flash_fwd"
+    return _find(family, problem.dtype, f"d{size}", arch)
+
+
+# Rows of a block, blocks that an SM works at together, and time of a block for each key, in the time of a small one:
+# with another block on the SM, and alone on it (cuda/NOTES.md, "Fused", has the measurements).
+_SMALL, _LARGE = (32, 2, 1.00, 0.70), (128, 2, 2.35, 1.50)
+
+
+def _small_is_faster(problem: Problem, multiprocessors: int) -> bool:
+    """By wave quantisation: the waves of blocks that the GPU works through, each as long as a block takes in it."""
+    small, large = (_waves_time(problem, multiprocessors, *x) for x in (_SMALL, _LARGE))
+    return small < large
+
+
+def _waves_time(
+    problem: Problem, multiprocessors: int, rows: int, blocks_an_sm: int, together: float, alone: float
+) -> float:
+    blocks = -(-problem.seqlen_q // rows) * problem.batch * problem.num_heads
+    if blocks <= multiprocessors:
+        return alone
+    return -(-blocks // (multiprocessors * blocks_an_sm)) * together
+
+
+_LONGEST_ROW_STRIDE = 1 << 26  # elements: a thread's rows stay within 32 bits of bytes (cuda/attention/swizzle.cuh)
 
 
 def select_qk(dtype: DType, head_dim: int, arch: int) -> KernelSpec:

@@ -19,7 +19,7 @@ class NewArray:
 
     writeable = True
     span = (0, 0)
-    address = 0
+    address = gpu_address = 0
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.name, self.shape, self.dtype, self.strides = name, shape, dtype, contiguous_strides(shape)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from . import abi
-from .catalog import KernelSpec
+from .catalog import HEADS_FIRST, KernelSpec
 from .errors import Unsupported
 from .images import LoadedKernel, load
-from .problem import Matrices
+from .problem import MAX_SEQLEN, Matrices, Problem
 from .runtime import Device, Launch
 
 _MAX_BLOCKS = (1 << 31) - 1  # gridDim.x
@@ -48,14 +49,75 @@ def unfused_params(
         "causal": causal,
     }
     for name in ("q", "k", "s", "p", "v", "o", "lse"):
-        address, dims = tensors.get(name, (0, _NO_TENSOR))
-        values |= {
-            f"{name}.data": address,
-            f"{name}.batch_stride": dims.batch_stride,
-            f"{name}.head_stride": dims.head_stride,
-            f"{name}.row_stride": dims.row_stride,
-        }
+        values |= _tensor(name, tensors.get(name, (0, _NO_TENSOR)))
     return abi.UNFUSED_PARAMS.pack(values)
+
+
+def flash_params(problem: Problem, addresses: Mapping[str, int], tile_rows: int, heads_first: bool) -> bytes:
+    """The bytes of ``FlashFwdParams``.
+
+    Parameters
+    ----------
+    problem : Problem
+        With at least one query.
+    addresses : mapping of str to int
+        Device addresses of q, k, v, o and, if wanted, lse [batch, num_heads, seqlen_q].
+    tile_rows : int
+        Rows of the result that a block of the kernel makes.
+    heads_first : bool
+        Whether the kernel counts heads fastest in its grid, else blocks of rows.
+    """
+    row_blocks = -(-problem.seqlen_q // tile_rows)
+    lse = contiguous(problem.batch, problem.num_heads, problem.seqlen_q, 1)
+    dims = {"q": problem.q, "k": problem.k, "v": problem.v, "o": problem.o, "lse": lse}
+    values: dict[str, int | float] = {
+        "row_blocks": row_blocks,
+        "seqlen_q": problem.seqlen_q,
+        "seqlen_k": problem.seqlen_k,
+        "head_dim": problem.head_dim,
+        "diagonal": problem.seqlen_k - problem.seqlen_q if problem.causal else MAX_SEQLEN,
+        "scale_log2": problem.softmax_scale * math.log2(math.e),
+        "unused": 0,
+    }
+    for name, x in dims.items():
+        values |= _tensor(name, (addresses.get(name, 0), x))
+    divisors = {
+        "grid_inner": problem.batch * problem.num_heads if heads_first else row_blocks,
+        "num_heads": problem.num_heads,
+        "group": problem.num_heads // problem.num_heads_kv,
+    }
+    for name, value in divisors.items():
+        values |= {f"{name}.{member}": x for member, x in abi.divisor(value).items()}
+    return abi.FLASH_FWD_PARAMS.pack(values)
+
+
+def _tensor(name: str, placed: Placed) -> dict[str, int | float]:
+    """The members of ``Tensor``."""
+    address, dims = placed
+    return {
+        f"{name}.data": address,
+        f"{name}.batch_stride": dims.batch_stride,
+        f"{name}.head_stride": dims.head_stride,
+        f"{name}.row_stride": dims.row_stride,
+    }
+
+
+def plan_flash(device: Device, spec: KernelSpec, problem: Problem, addresses: Mapping[str, int]) -> list[Launch]:
+    """The launch of a fused forward kernel: none where there is no query.
+
+    Raises
+    ------
+    KernelImageError
+        If the kernel is missing or stale.
+    Unsupported
+        If the grid is too large.
+    """
+    kernel = load(spec, device)
+    blocks = count_blocks(kernel, problem.o)
+    if blocks == 0:
+        return []
+    params = flash_params(problem, addresses, kernel.tile_rows, heads_first=spec.family in HEADS_FIRST)
+    return [Launch(kernel.kernel, blocks, kernel.threads, params)]
 
 
 def count_blocks(kernel: LoadedKernel, result: Matrices) -> int:

@@ -41,6 +41,10 @@ class TensorLike(Protocol):
         """Address of the first element."""
 
     @property
+    def gpu_address(self) -> int:
+        """Address of the first element on the GPU; 0, which is as aligned as any, where the call chooses it."""
+
+    @property
     def span(self) -> tuple[int, int]:
         """Addresses of the first byte and of the one past the last."""
 
@@ -85,6 +89,10 @@ class Problem:
         Query i sees keys j <= i + seqlen_k - seqlen_q (aligned to the bottom right, as in FlashAttention).
     return_lse : bool
         Whether log sum exp of the scores is wanted, float32 [batch, num_heads, seqlen_q].
+    aligned : bool
+        Whether every row of q, k, v and o starts on 16 bytes.
+    batch_invariant : bool
+        Whether the bits of a sequence must not depend on the batch.
     """
 
     q: Matrices
@@ -95,6 +103,8 @@ class Problem:
     softmax_scale: float
     causal: bool = False
     return_lse: bool = False
+    aligned: bool = True
+    batch_invariant: bool = False
 
     @property
     def batch(self) -> int:
@@ -148,13 +158,14 @@ def check_layout(layout: str) -> None:
         raise InvalidArgument(f"layout={layout!r}; allowed: {', '.join(map(repr, LAYOUTS))}")
 
 
-def matrices(x: TensorLike, layout: str = "bhsd") -> Matrices:
-    """The dimensions of an array argument in this layout. Raises InvalidArgument."""
+def matrices(x: TensorLike, layout: str = "bhsd", empty: bool = False) -> Matrices:
+    """The dimensions of an array argument in this layout; with `empty` there may be no rows. Raises InvalidArgument."""
     if len(x.shape) != 4:
         raise InvalidArgument(f"{x.name} has shape {x.shape}, {len(x.shape)} dimensions; allowed: 4 ({layout})")
-    if 0 in x.shape:
-        raise InvalidArgument(f"{x.name} has shape {x.shape}; allowed: every dimension at least 1")
-    strides = [0 if n == 1 else s for n, s in zip(x.shape, x.strides)]
+    if 0 in x.shape and not (empty and x.shape[layout.index("s")] == 0 and x.shape.count(0) == 1):
+        length = ", a sequence length 0 or more" if empty else ""
+        raise InvalidArgument(f"{x.name} has shape {x.shape}; allowed: every dimension at least 1{length}")
+    strides = [0 if n <= 1 else s for n, s in zip(x.shape, x.strides)]
     if x.shape[3] > 1 and x.strides[3] != 1:
         raise InvalidArgument(f"{x.name} has strides {x.strides} (elements); allowed: a last stride of 1")
     if any(s < 0 for s in strides):
@@ -170,6 +181,12 @@ def matrices(x: TensorLike, layout: str = "bhsd") -> Matrices:
     if max(batch, heads) >= MAX_EXTENT:
         raise InvalidArgument(f"{x.name} has shape {x.shape}; allowed: fewer than {MAX_EXTENT} along a dimension")
     return Matrices(batch, heads, rows, x.shape[3], *(strides[i] for i in order))
+
+
+def starts_on_16_bytes(x: TensorLike, dims: Matrices) -> bool:
+    """Whether every row of an array does."""
+    strides = dims.batch_stride | dims.head_stride | dims.row_stride
+    return (x.gpu_address | strides * x.dtype.itemsize) % 16 == 0
 
 
 def check_scale(softmax_scale: float | None, head_dim: int) -> float:
@@ -249,6 +266,7 @@ def make_problem(
     causal: bool = False,
     layout: str = "bshd",
     return_lse: bool = False,
+    batch_invariant: bool = False,
 ) -> Problem:
     """The problem that array arguments pose.
 
@@ -259,7 +277,7 @@ def make_problem(
         float16 or bfloat16, last dimension contiguous.
     k, v : TensorLike
         The same with seqlen_k and num_heads_kv, a divisor of num_heads.
-    softmax_scale, causal, layout, return_lse
+    softmax_scale, causal, layout, return_lse, batch_invariant
         As in :func:`flashcore_drv.attention`.
 
     Raises
@@ -271,7 +289,7 @@ def make_problem(
     dtype = dtype_of(q.dtype, q.name, (F16, BF16))
     dims = {}
     for x in (q, k, v):
-        dims[x.name] = matrices(x, layout)
+        dims[x.name] = matrices(x, layout, empty=True)
         check_same(x.name, "dtype", x.dtype, q.name, q.dtype)
         check_same(x.name, "batch", dims[x.name].batch, q.name, dims[q.name].batch)
         check_same(x.name, "head_dim", dims[x.name].cols, q.name, dims[q.name].cols)
@@ -280,13 +298,16 @@ def make_problem(
     check_same(v.name, "seqlen_k", dims[v.name].rows, k.name, dims[k.name].rows)
     check_heads(dims[q.name].heads, dims[k.name].heads)
     check_output(out, q.shape, dtype, (q, k, v))
+    o = matrices(out, layout, empty=True)
     return Problem(
         dims[q.name],
         dims[k.name],
         dims[v.name],
-        matrices(out, layout),
+        o,
         dtype,
         check_scale(softmax_scale, dims[q.name].cols),
         check_flag(causal, "causal"),
         check_flag(return_lse, "return_lse"),
+        all(starts_on_16_bytes(*x) for x in ((q, dims[q.name]), (k, dims[k.name]), (v, dims[v.name]), (out, o))),
+        check_flag(batch_invariant, "batch_invariant"),
     )

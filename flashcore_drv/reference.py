@@ -44,7 +44,7 @@ def visible(seqlen_q: int, seqlen_k: int, causal: bool) -> npt.NDArray[np.bool_]
 def softmax(s: Array, causal: bool) -> tuple[Array, Array]:
     """(P, lse) in the precision of s; zeros and -inf for a row with nothing to attend to."""
     s = np.where(visible(s.shape[-2], s.shape[-1], causal), s, -np.inf)
-    m = s.max(-1, keepdims=True)
+    m = s.max(-1, keepdims=True, initial=-np.inf)
     m = np.where(m == -np.inf, 0, m).astype(s.dtype)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = np.exp(s - m)

@@ -1,10 +1,11 @@
 """Times of our kernels beside their peers, with the conditions of the measurement.
 
-    python scripts/bench.py reference [--json FILE]   the stages of the reference problem, beside cuBLAS (GPU)
-    python scripts/bench.py emulator [--json FILE]    what running kernels on the emulator takes (no GPU)
+    python scripts/bench.py reference   the reference problem, part by part, beside cuBLAS and FlashAttention-2 (GPU)
+    python scripts/bench.py forward     36 points beside FlashAttention-2 and cuDNN (GPU with PyTorch)
+    python scripts/bench.py emulator    what running kernels on the emulator takes (no GPU)
 
-The peer of `reference` is PyTorch's matmul, softmax, matmul on the same inputs, used where PyTorch is importable. All
-runs from CUDA graphs of --repeat launches, ours and the peer's in turns, after a check against float64; what is wrong
+The peers of `reference` are PyTorch's matmul, softmax, matmul and its FlashAttention-2 on the same inputs, used where
+PyTorch is importable. All runs from CUDA graphs of --repeat launches, ours and the peer's in turns, after a check against float64; what is wrong
 is reported and not timed. The predecessor's times are quoted from its own records, on another GPU (NVIDIA L4): no ratio
 is formed.
 """
@@ -25,19 +26,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from staged import STAGES, Replay, StagedAttention, interleaved_us, spread
+from staged import Replay, StagedAttention, interleaved_us, spread
 
 import flashcore_drv as fc
 from flashcore_drv import reference
+from flashcore_drv.dispatch import select
 from flashcore_drv.interop import view_of
 from flashcore_drv.operands import NewArray
+from flashcore_drv.plan import plan_flash
 from flashcore_drv.problem import make_problem
-from flashcore_drv.runtime import Device, Stream, is_emulated
+from flashcore_drv.runtime import Device, Graph, Stream, is_emulated
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, HEADS, SEQLEN, HEAD_DIM = 1, 8, 512, 64
 MAX_ERROR = 1e-3  # of scores, probabilities and outputs near 1
 PREDECESSOR_L4_US = {"qk": 142.0, "pv": 57.0}
+PEERS = {"FA2": "FLASH_ATTENTION", "cuDNN": "CUDNN_ATTENTION"}
 
 
 def output(*command: str) -> str:
@@ -76,11 +80,44 @@ def conditions(device: Device, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def torch_graphs(inputs: list[Any], repeat: int) -> tuple[dict[str, Replay], Any, str]:
-    """The same stages through cuBLAS: PyTorch's batched matmul, softmax and batched matmul, and their result."""
+def torch_graph(launches: list[Callable[[], Any]], repeat: int) -> Replay:
+    """A graph of `repeat` times some launches of PyTorch."""
     import torch
 
-    q, k, v = (torch.from_numpy(x).cuda().flatten(0, 1) for x in inputs)
+    for launch in launches:  # cuBLAS makes its workspace outside the capture
+        launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeat):
+            for launch in launches:
+                launch()
+
+    def replay(stream: Stream) -> None:
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream.handle)):
+            graph.replay()
+
+    return replay
+
+
+def sdpa(q: Any, k: Any, v: Any, backend: str, causal: bool) -> Callable[[], Any]:
+    """PyTorch's fused attention: FLASH_ATTENTION is FlashAttention-2, CUDNN_ATTENTION is cuDNN."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    def launch() -> Any:
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            return scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    return launch
+
+
+def torch_stages(inputs: list[Any], repeat: int) -> tuple[dict[str, Replay], Any, str]:
+    """The same parts through PyTorch: batched matmul, softmax, batched matmul (cuBLAS), and its fused kernels."""
+    import torch
+
+    q4, k4, v4 = (torch.from_numpy(x).cuda() for x in inputs)
+    q, k, v = (x.flatten(0, 1) for x in (q4, k4, v4))
     s = torch.empty(BATCH * HEADS, SEQLEN, SEQLEN, dtype=torch.float16, device="cuda")
     p, o = torch.empty_like(s), torch.empty_like(q)
     stages: dict[str, Callable[[], Any]] = {
@@ -88,28 +125,11 @@ def torch_graphs(inputs: list[Any], repeat: int) -> tuple[dict[str, Replay], Any
         "softmax": lambda: torch.softmax(s, -1, out=p),
         "pv": lambda: torch.bmm(p, v, out=o),
     }
-    parts = {name: [stage] for name, stage in stages.items()} | {"all": list(stages.values())}
-    graphs: dict[str, Replay] = {}
-    for name, part in parts.items():
-        graph = torch.cuda.CUDAGraph()
-        for stage in part:  # cuBLAS makes its workspace outside the capture
-            stage()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            for _ in range(repeat):
-                for stage in part:
-                    stage()
-
-        def replay(stream: Stream, graph: Any = graph) -> None:
-            with torch.cuda.stream(torch.cuda.ExternalStream(stream.handle)):
-                graph.replay()
-
-        graphs[name] = replay
-    return (
-        graphs,
-        o.cpu().numpy().reshape(inputs[0].shape),
-        f"PyTorch {torch.__version__}, cuBLAS of CUDA {torch.version.cuda}",
-    )
+    parts = {name: [stage] for name, stage in stages.items()} | {"unfused": list(stages.values())}
+    parts |= {"flash": [sdpa(q4, k4, v4, "FLASH_ATTENTION", False)]}
+    graphs = {name: torch_graph(part, repeat) for name, part in parts.items()}
+    name = f"PyTorch {torch.__version__}: cuBLAS of CUDA {torch.version.cuda}; for flash FlashAttention-2"
+    return graphs, o.cpu().numpy().reshape(inputs[0].shape), name
 
 
 def suite_reference(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,17 +141,17 @@ def suite_reference(args: argparse.Namespace) -> dict[str, Any]:
     problem = make_problem(q, k, v, NewArray("out", q.shape, q.dtype), layout="bhsd")
     true = reference.truth(*inputs, problem.softmax_scale, causal=False)
     run = StagedAttention(problem, inputs, device)
-    run.launch()
-    results = run.results()
-    outputs = {"qk": "s", "softmax": "p", "pv": "o", "all": "o"}
-    errors = {stage: float(np.abs(results[name] - getattr(true, name)).max()) for stage, name in outputs.items()}
+    results = run.compute()
+    errors = {
+        part: float(np.abs(results[output] - getattr(true, output.split()[-1])).max())
+        for part, output in run.outputs.items()
+    }
     if not max(errors.values()) < MAX_ERROR:
         sys.exit(f"error: our result is wrong, not timed: {errors}")
-    parts = {"qk": ("qk",), "softmax": ("softmax",), "pv": ("pv",), "all": STAGES}
-    candidates: dict[str, Replay] = {f"ours {s}": run.graph(args.repeat, part).replay for s, part in parts.items()}
+    candidates: dict[str, Replay] = {f"ours {part}": run.graph(args.repeat, part).replay for part in run.parts}
     peer: dict[str, Any] = {"name": None, "why": "PyTorch is not importable"}
     try:
-        graphs, out, name = torch_graphs(inputs, args.repeat)
+        graphs, out, name = torch_stages(inputs, args.repeat)
     except ImportError:
         pass
     else:
@@ -142,7 +162,7 @@ def suite_reference(args: argparse.Namespace) -> dict[str, Any]:
             candidates |= {f"peer {s}": replay for s, replay in graphs.items()}
     times = interleaved_us(candidates, run.stream, args.repeat, args.rounds)
     rows = []
-    for stage in parts:
+    for stage in run.parts:
         row: dict[str, Any] = {"stage": stage, "stem": run.stems.get(stage), "max_error": errors[stage]}
         for who in ("ours", "peer"):
             if samples := times.get(f"{who} {stage}"):
@@ -156,6 +176,80 @@ def suite_reference(args: argparse.Namespace) -> dict[str, Any]:
         "peer": peer,
         "rows": rows,
     }
+
+
+GRID = [
+    (d, causal, s) for d in (64, 128, 256) for causal in (False, True) for s in (512, 1024, 2048, 4096, 8192, 16384)
+]
+TOKENS, WIDTH = 16384, 2048  # batch · seqlen, heads · head_dim
+
+
+def suite_forward(args: argparse.Namespace) -> dict[str, Any]:
+    """The fused kernel over the grid of 36 points, beside FlashAttention-2 and cuDNN through PyTorch."""
+    import torch
+
+    device, generator = Device.get(0), torch.Generator(device="cuda").manual_seed(0)
+    stream, rows = Stream(device), []
+    for head_dim, causal, seqlen in GRID:
+        shape = TOKENS // seqlen, WIDTH // head_dim, seqlen, head_dim
+        q, k, v = (torch.randn(shape, device="cuda", generator=generator).half() for _ in range(3))
+        out = torch.full_like(q, torch.nan)
+        torch.cuda.synchronize()
+        views = [view_of(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v"), (out, "out"))]
+        problem = make_problem(*views, causal=causal, layout="bhsd")
+        (kernel,) = select(problem, device.arch, "flash", device.attribute("MULTIPROCESSOR_COUNT"))
+        addresses = {name: view.address for name, view in zip("qkvo", views)}
+        (launch,) = plan_flash(device, kernel, problem, addresses)
+        peers = {name: sdpa(q, k, v, backend, causal) for name, backend in PEERS.items()}
+        with device.active():
+            launch(stream)
+        stream.synchronize()
+        chosen = torch.arange(0, seqlen, max(seqlen // 64, 1), device="cuda")
+        scores = q[0, 0, chosen].double() @ k[0, 0].double().mT * problem.softmax_scale
+        if causal:
+            scores.masked_fill_(torch.arange(seqlen, device="cuda") > chosen[:, None], -torch.inf)
+        true = scores.softmax(-1) @ v[0, 0].double()
+        errors = {"ours": (out[0, 0, chosen].double() - true).abs().max().item()}
+        errors |= {name: (peer()[0, 0, chosen].double() - true).abs().max().item() for name, peer in peers.items()}
+        if out.isnan().any() or not errors["ours"] <= 2 * errors["FA2"] + 2**-11 * true.abs().max().item():
+            sys.exit(f"error: our result is wrong at {shape}, causal {causal}, not timed: {errors}")
+        repeat = max(1, round(2e8 / problem.flops * 5e3))  # some milliseconds a replay
+        with device.active(), Graph.capture(stream) as graph:
+            for _ in range(repeat):
+                launch(stream)
+        candidates = {"ours": graph.replay} | {name: torch_graph([peer], repeat) for name, peer in peers.items()}
+        times = interleaved_us(candidates, stream, repeat, args.rounds)
+        row: dict[str, Any] = {"head_dim": head_dim, "causal": causal, "seqlen": seqlen, "stem": kernel.stem}
+        row |= {"max_error": errors, "us": {}, "us_5_to_95_percent": {}, "tflops": {}}
+        for name, samples in times.items():
+            row["us"][name], row["us_5_to_95_percent"][name] = spread(samples)
+            row["tflops"][name] = problem.flops / row["us"][name] / 1e6
+        ratios = sorted(theirs / mine for theirs, mine in zip(times["FA2"], times["ours"]))
+        row["ratio_to_fa2"] = row["us"]["FA2"] / row["us"]["ours"]
+        row["ratio_to_fa2_least_and_largest"] = [ratios[0], ratios[-1]]
+        rows.append(row)
+        print(f"\r{len(rows)} of {len(GRID)} points", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return {
+        "suite": "forward",
+        "conditions": conditions(device, args)
+        | {"repeat": "some milliseconds a replay", "inputs": "standard normal, float16"},
+        "peers": {
+            "FA2": f"PyTorch {torch.__version__} SDPA flash",
+            "cuDNN": f"SDPA cuDNN {torch.backends.cudnn.version()}",
+        },
+        "geometric_mean_ratio_to_fa2": float(np.exp(np.mean([np.log(r["ratio_to_fa2"]) for r in rows]))),
+        "rows": rows,
+    }
+
+
+def print_forward(found: dict[str, Any]) -> None:
+    print(f"{found['conditions']['gpu']}, TFLOP/s; {found['peers']}")
+    print(f"{'head_dim':>8} {'causal':>6} {'seqlen':>6} {'ours':>6} {'FA2':>6} {'cuDNN':>6} {'x FA2':>6}")
+    for row in found["rows"]:
+        rates = " ".join(f"{row['tflops'][name]:6.0f}" for name in ("ours", "FA2", "cuDNN"))
+        print(f"{row['head_dim']:>8} {row['causal']!s:>6} {row['seqlen']:>6} {rates} {row['ratio_to_fa2']:6.3f}")
+    print(f"geometric mean x FA2: {found['geometric_mean_ratio_to_fa2']:.3f}")
 
 
 # (batch, heads, seqlen, head_dim) and the seconds that the emulator may take
@@ -211,13 +305,17 @@ def print_reference(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", choices=["reference", "emulator"])
+    parser.add_argument("suite", choices=["reference", "forward", "emulator"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
     parser.add_argument("--repeat", type=int, default=50, help="launches in a graph (default: 50)")
     parser.add_argument("--rounds", type=int, default=40, help="timed replays of each graph (default: 40)")
     parser.add_argument("--commit", default=git_commit(), help="the commit that is measured (default: from git)")
     args = parser.parse_args()
-    suites = {"reference": (suite_reference, print_reference), "emulator": (suite_emulator, print_emulator)}
+    suites = {
+        "reference": (suite_reference, print_reference),
+        "forward": (suite_forward, print_forward),
+        "emulator": (suite_emulator, print_emulator),
+    }
     try:
         Device.get(0)
     except (fc.NoDriverError, fc.DriverError) as error:

@@ -112,7 +112,10 @@ def instantiation(spec: catalog.KernelSpec) -> str:
 #include "abi_check.h"
 #include "{spec.header}"
 
-using Kernel = flashcore::{spec.cpp};
+namespace flashcore {{
+using Kernel = {spec.cpp};
+}}
+using flashcore::Kernel;
 static_assert(sizeof(Kernel::Params) == {spec.params.size});
 
 extern "C" __constant__ const flashcore::KernelInfo {spec.stem}_info = Kernel::info({abi.ABI_HASH:#x}ull);

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from staged import STAGES, StagedAttention, interleaved_us, spread
+from staged import StagedAttention, interleaved_us, spread
 
 import flashcore_drv as fc
 from flashcore_drv import dispatch, reference, roofline
@@ -52,10 +52,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--causal", action="store_true", help="query i sees keys j <= i + seqlen_k - seqlen_q")
     add("--scale", type=float, help="factor of the scores (default: head_dim ** -0.5)")
     add("--layout", choices=["bshd", "bhsd"], default="bshd", help="of q, k, v and the output (default: bshd)")
-    add("--impl", choices=dispatch.IMPLS, default="auto")
+    add("--impl", choices=dispatch.IMPLS, default="auto", help="flash: fused; unfused: stage by stage; auto: both")
     add("--seed", type=int, default=0, help="of the generated input (default: 0)")
     add("--output", type=Path, metavar="FILE.npy", help="where to save the result (bf16 is saved as float32)")
-    add("--repeat", type=int, default=100, help="launches of each stage in a timed graph (default: 100)")
+    add("--repeat", type=int, default=100, help="launches of each part in a timed graph (default: 100)")
     add("--json", action="store_true", help="one JSON object instead of the table")
     return parser.parse_args()
 
@@ -109,10 +109,11 @@ def heads_first(x: Any, layout: str) -> Any:
 
 
 def check(problem: Problem, inputs: list[Any], results: dict[str, Any], layout: str) -> dict[str, reference.Verdict]:
-    """Every stage against float64, one key/value head at a time."""
+    """Every output against float64, one key/value head at a time."""
     q, k, v = (heads_first(x, layout) for x in inputs)
-    bits = {"s": F32.mantissa_bits, "p": problem.dtype.mantissa_bits, "o": problem.dtype.mantissa_bits}
-    judges = {name: reference.Judge(bits.get(name, F32.mantissa_bits)) for name in ("s", "p", "o", "lse")}
+    kinds = {name: name.split()[-1] for name in results}  # "flash o" is an o
+    bits = {"s": F32, "p": problem.dtype, "o": problem.dtype, "lse": F32}
+    judges = {name: reference.Judge(bits[kind].mantissa_bits) for name, kind in kinds.items()}
     group = problem.num_heads // problem.num_heads_kv
     for b in range(problem.batch):
         for h in range(problem.num_heads_kv):
@@ -120,8 +121,8 @@ def check(problem: Problem, inputs: list[Any], results: dict[str, Any], layout: 
             part = q[b : b + 1, q_heads], k[b : b + 1, kv_head], v[b : b + 1, kv_head]
             true = reference.truth(*part, problem.softmax_scale, problem.causal)
             same = reference.same_maths(*part, problem.dtype, problem.softmax_scale, problem.causal)
-            for name, judge in judges.items():
-                judge.add(results[name][b : b + 1, q_heads], getattr(true, name), getattr(same, name))
+            for name, kind in kinds.items():
+                judges[name].add(results[name][b : b + 1, q_heads], getattr(true, kind), getattr(same, kind))
         if problem.batch > 1 and sys.stderr.isatty():
             print(f"\rchecked batch {b + 1} of {problem.batch}", end="", file=sys.stderr)
     return {name: judge.verdict for name, judge in judges.items()}
@@ -140,35 +141,31 @@ def report(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     )  # fmt: skip
     device = Device.current()
     run = StagedAttention(problem, inputs, device, args.impl)
-    run.launch()
-    results = run.results()
-    results["o"] = heads_first(results["o"], args.layout)
+    results = run.compute()
+    for name in results.keys() & {"o", "flash o"}:
+        results[name] = heads_first(results[name], args.layout)
     verdicts = check(problem, inputs, results, args.layout)
-    parts = {stage: (stage,) for stage in STAGES} | {"attention": STAGES}
     times: dict[str, float] = {}
     if not is_emulated():
-        graphs = {name: run.graph(args.repeat, part).replay for name, part in parts.items()}
+        graphs = {part: run.graph(args.repeat, part).replay for part in run.parts}
         samples = interleaved_us(graphs, run.stream, args.repeat, ROUNDS)
-        times = {name: spread(x)[0] for name, x in samples.items()}
-    outputs = {"qk": "s", "softmax": "p", "pv": "o", "attention": "o"}
-    moved = {stage: run.bytes_moved(stage) for stage in STAGES}
-    stages = []
-    for stage in parts:
-        verdict = verdicts[outputs[stage]]
-        flops = {"softmax": 0, "attention": problem.flops}.get(stage, problem.flops // 2)
-        nbytes = moved.get(stage, problem.min_bytes)
+        times = {part: spread(x)[0] for part, x in samples.items()}
+    rows = []
+    for part, output in run.outputs.items():
+        verdict = verdicts[output]
+        flops, nbytes = run.work(part)
         least = roofline.least_us(device, flops, nbytes)
-        stages.append({
-            "stage": stage,
-            "stem": run.stems.get(stage),
+        rows.append({
+            "part": part,
+            "stem": run.stems.get(part),
             "max_error": verdict.error,
             "allowed_error": verdict.allowed,
             "misplaced_nan_or_inf": verdict.misplaced,
             "ok": verdict.ok,
             "flops": flops,
             "bytes": nbytes,
-            "gpu_us": times.get(stage),
-            "percent_of_roofline": 100 * least / times[stage] if least and stage in times else None,
+            "gpu_us": times.get(part),
+            "percent_of_roofline": 100 * least / times[part] if least and part in times else None,
         })  # fmt: skip
     return {
         "device": device.name,
@@ -179,10 +176,10 @@ def report(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
             "dtype": problem.dtype.numpy_name, "causal": problem.causal, "softmax_scale": problem.softmax_scale,
             "layout": args.layout, "input": [str(p) for p in args.input] if args.input else f"seed {args.seed}",
         },
-        "stages": stages,
-        "lse_max_error": verdicts["lse"].error,
+        "parts": rows,
+        "lse_max_error": max(v.error for name, v in verdicts.items() if name.endswith("lse")),
         "ok": all(v.ok for v in verdicts.values()),
-    }, heads_first(results["o"], args.layout)  # fmt: skip
+    }, heads_first(results[run.outputs[rows[-1]["part"]]], args.layout)  # fmt: skip
 
 
 def print_table(found: dict[str, Any]) -> None:
@@ -196,13 +193,13 @@ def print_table(found: dict[str, Any]) -> None:
         f"head_dim {problem['head_dim']}, {problem['dtype']}{', causal' if problem['causal'] else ''}, "
         f"scale {problem['softmax_scale']:.6g}, {problem['layout']}, input {problem['input']}"
     )
-    print(f"\n{'stage':10} {'kernel':24} {'max error':>10} {'allowed':>10} {'verdict':>8}", end="")
+    print(f"\n{'part':8} {'kernel':32} {'max error':>10} {'allowed':>10} {'verdict':>8}", end="")
     print(f" {'GPU us':>8} {'GFLOP':>8} {'MB':>8} {'of roofline':>11}")
-    for row in found["stages"]:
+    for row in found["parts"]:
         time = "-" if row["gpu_us"] is None else f"{row['gpu_us']:.2f}"
         percent = "-" if row["percent_of_roofline"] is None else f"{row['percent_of_roofline']:.0f} %"
         print(
-            f"{row['stage']:10} {row['stem'] or 'all stages':24} {row['max_error']:10.2e} {row['allowed_error']:10.2e} "
+            f"{row['part']:8} {row['stem'] or 'all three':32} {row['max_error']:10.2e} {row['allowed_error']:10.2e} "
             f"{'ok' if row['ok'] else 'WRONG':>8} {time:>8} {row['flops'] / 1e9:8.3f} {row['bytes'] / 1e6:8.2f} "
             f"{percent:>11}"
         )
@@ -210,7 +207,7 @@ def print_table(found: dict[str, Any]) -> None:
         print(
             "\nThere is no GPU here: the emulator ran the kernels' PTX. It checks them and says nothing of their speed."
         )
-    print(f"\nlargest difference from float64: {found['stages'][-1]['max_error']:.2e}: "
+    print(f"\nlargest difference from float64: {found['parts'][-1]['max_error']:.2e}: "
           f"{'right' if found['ok'] else 'WRONG'}")  # fmt: skip
 
 

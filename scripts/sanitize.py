@@ -27,7 +27,10 @@ import numpy as np
 
 import flashcore_drv as fc
 from flashcore_drv.catalog import CATALOG, KernelSpec, ptx_arch
-from flashcore_drv.runtime import Device, DeviceArray, is_emulated
+from flashcore_drv.interop import view_of
+from flashcore_drv.plan import plan_flash
+from flashcore_drv.problem import make_problem
+from flashcore_drv.runtime import Device, DeviceArray, Stream, is_emulated
 from flashcore_drv.runtime import driver as runtime_driver
 
 # (batch, heads, heads_kv, seqlen_q, seqlen_k, gap after each row in elements): one more and one less than tiles,
@@ -43,11 +46,12 @@ QUICK_SHAPES = SHAPES[1:4]
 
 
 def head_dims(spec: KernelSpec) -> list[int]:
-    """The size of a variant, and the smallest that runs in it."""
+    """The size of a variant, and a smaller one if it takes that."""
     if not spec.size.startswith("d"):
         return [64]
     size = int(spec.size[1:])
-    return [size, 8 if size == 64 else 72]
+    exact = spec.family.startswith("flash_fwd") and spec.family != "flash_fwd_general"
+    return [size] if exact else [size, size - 24]
 
 
 def placed(shape: tuple[int, ...], dtype: Any, gap: int, values: Any = None) -> DeviceArray:
@@ -75,6 +79,8 @@ def exercise(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
         for causal in (False, True):
             out = placed(s_shape, dtype, gap)
             fc.unfused.softmax(s, dtype=dtype, causal=causal, return_lse=True, out=out)
+    elif spec.family.startswith("flash_fwd"):
+        flash(spec, shape, head_dim)
     else:
         p, v = (
             placed(s_shape, dtype, gap, rng.random(s_shape)),
@@ -82,6 +88,29 @@ def exercise(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
         )
         fc.unfused.pv(p, v, layout="bhsd", out=placed(q_shape, dtype, gap))
     Device.current().synchronize()
+
+
+def flash(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
+    """Launch a fused kernel, whatever dispatch would take; only the general one takes rows with gaps."""
+    batch, heads, heads_kv, seqlen_q, seqlen_k, gap = shape
+    general = spec.family == "flash_fwd_general"
+    rng = np.random.default_rng(0)
+    device, dtype = Device.current(), spec.dtype.to_numpy()
+    arrays = {
+        name: placed(
+            (batch, h, s, head_dim), dtype, gap if general else 0, rng.standard_normal((batch, h, s, head_dim))
+        )
+        for name, h, s in (("q", heads, seqlen_q), ("k", heads_kv, seqlen_k), ("v", heads_kv, seqlen_k))
+    }
+    arrays["o"] = placed((batch, heads, seqlen_q, head_dim), dtype, gap if general else 0)
+    lse = DeviceArray.empty((batch, heads, seqlen_q), np.float32)
+    views = [view_of(x, name) for name, x in arrays.items()]
+    addresses = {name: x.address for name, x in arrays.items()} | {"lse": lse.address}
+    for causal in (False, True) if general else (spec.family == "flash_fwd_causal",):
+        problem = make_problem(*views, causal=causal, layout="bhsd", return_lse=True)
+        with device.active():
+            for launch in plan_flash(device, spec, problem, addresses):
+                launch(Stream(device, 0))
 
 
 def inspect(stem: str, shapes: list[tuple[tuple[int, ...], int]]) -> dict[str, Any]:
@@ -127,9 +156,15 @@ def work(args: argparse.Namespace) -> list[tuple[str, list[tuple[tuple[int, ...]
     if args.what and (match := re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)x(\d+)", args.what)):
         batch, heads, seqlen_q, seqlen_k, head_dim = map(int, match.groups())
         shape = (batch, heads, heads, seqlen_q, seqlen_k, 0)
-        size = "d64" if head_dim <= 64 else "d128"
         warps = "w1" if seqlen_k <= 1024 else "w8"
-        return [(s.stem, [(shape, head_dim)]) for s in specs if s.size in (size, warps)]
+        fits = [s for s in specs if s.size == warps or (s.size[0] == "d" and head_dim <= int(s.size[1:]))]
+        smallest = {s.family: min(int(x.size[1:]) for x in fits if x.family == s.family) for s in fits}
+        taken = [s for s in fits if int(s.size[1:]) == smallest[s.family]]
+        return [
+            (s.stem, [(shape, head_dim)])
+            for s in taken
+            if len(head_dims(s)) > 1 or head_dim in head_dims(s) or s.size == warps
+        ]
     if args.what:
         specs = [s for s in specs if s.stem == args.what]
         if not specs:

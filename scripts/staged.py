@@ -1,4 +1,4 @@
-"""Unfused attention whose intermediate results stay in memory, for the scripts that check and time its stages."""
+"""Attention part by part, for the scripts that check and time it: unfused stages, all of these, the fused kernel."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from flashcore_drv import unfused
+from flashcore_drv import Unsupported, unfused
 from flashcore_drv.dispatch import select
 from flashcore_drv.dtypes import F32
+from flashcore_drv.plan import plan_flash
 from flashcore_drv.problem import Problem
-from flashcore_drv.runtime import Device, DeviceArray, Event, Graph, Stream
+from flashcore_drv.runtime import Device, DeviceArray, Event, Graph, Launch, Stream
 
 STAGES = ("qk", "softmax", "pv")
 WARM_UP = 3  # replays that are not counted
@@ -19,7 +20,7 @@ Replay = Callable[[Stream], None]
 
 
 class StagedAttention:
-    """The stages of one problem on a device, with everything between them kept.
+    """The parts of one problem on a device, with everything between them kept.
 
     Parameters
     ----------
@@ -29,62 +30,106 @@ class StagedAttention:
         q, k and v.
     device : Device
         Where.
+    impl : str
+        "unfused", "flash", or "auto": both, as far as they are built for the problem.
 
     Attributes
     ----------
-    arrays : dict of str to DeviceArray
-        q, k, v, s, p, o, lse; rows of s and p are padded to a multiple of 8. Outputs are NaN before the first run.
+    parts : dict of str to list of Launch
+        "qk", "softmax", "pv", "unfused" (these three) and "flash".
+    outputs : dict of str to str
+        The array that a part makes.
+    stems : dict of str to str
+        The kernel of a part that is one kernel.
     """
 
-    def __init__(self, problem: Problem, inputs: list[Any], device: Device, impl: str = "unfused") -> None:
-        self.problem, self.device = problem, device
-        self.kernels = select(problem, device.arch, impl)
-        self.stream = Stream(device)
-        element = problem.dtype.to_numpy()
-        scores, probabilities = unfused.workspace(problem)
+    def __init__(self, problem: Problem, inputs: list[Any], device: Device, impl: str = "auto") -> None:
+        self.problem, self.device, self.stream = problem, device, Stream(device)
         self.arrays = {name: DeviceArray.from_numpy(x, device) for name, x in zip("qkv", inputs)}
-        outputs = {
-            "s": ((*scores.shape[:3], scores.row_stride), F32.to_numpy()),
-            "p": ((*probabilities.shape[:3], probabilities.row_stride), element),
-            "o": (inputs[0].shape, element),
-            "lse": (problem.q.shape[:3], F32.to_numpy()),
+        self.parts: dict[str, list[Launch]] = {}
+        self.outputs: dict[str, str] = {}
+        self.stems: dict[str, str] = {}
+        if impl != "flash":
+            try:
+                self._add_unfused(inputs[0].shape)
+            except Unsupported:
+                if impl == "unfused":
+                    raise
+        if impl != "unfused":
+            self._add_flash(inputs[0].shape)
+
+    def _output(self, name: str, shape: tuple[int, ...], dtype: Any) -> int:
+        """Address of a new array that is NaN, so that what a kernel leaves out shows."""
+        self.arrays[name] = DeviceArray.empty(shape, dtype, self.device)
+        self.arrays[name].fill_bytes(0xFF)
+        self.device.synchronize()
+        return self.arrays[name].address
+
+    def _inputs(self) -> dict[str, int]:
+        return {name: self.arrays[name].address for name in "qkv"}
+
+    def _add_unfused(self, shape: tuple[int, ...]) -> None:
+        kernels = select(self.problem, self.device.arch, "unfused")
+        scores, probabilities = unfused.workspace(self.problem)
+        element = self.problem.dtype.to_numpy()
+        addresses = self._inputs() | {
+            "s": self._output("s", (*scores.shape[:3], scores.row_stride), F32.to_numpy()),
+            "p": self._output("p", (*probabilities.shape[:3], probabilities.row_stride), element),
+            "o": self._output("o", shape, element),
+            "lse": self._output("lse", self.problem.q.shape[:3], F32.to_numpy()),
         }
-        for name, (shape, dtype) in outputs.items():
-            self.arrays[name] = DeviceArray.empty(shape, dtype, device)
-            self.arrays[name].fill_bytes(0xFF)
-        device.synchronize()
-        addresses = {name: x.address for name, x in self.arrays.items()}
-        self.launches = dict(zip(STAGES, unfused.plan_attention(problem, self.kernels, device, addresses)))
-        self.stems = dict(zip(STAGES, (spec.stem for spec in self.kernels)))
+        launches = unfused.plan_attention(self.problem, kernels, self.device, addresses)
+        self.parts |= {stage: [launch] for stage, launch in zip(STAGES, launches)} | {"unfused": launches}
+        self.stems |= {stage: spec.stem for stage, spec in zip(STAGES, kernels)}
+        self.outputs |= {"qk": "s", "softmax": "p", "pv": "o", "unfused": "o"}
 
-    def launch(self, stages: tuple[str, ...] = STAGES) -> None:
-        """Queue stages once."""
+    def _add_flash(self, shape: tuple[int, ...]) -> None:
+        (kernel,) = select(self.problem, self.device.arch, "flash", self.device.attribute("MULTIPROCESSOR_COUNT"))
+        addresses = self._inputs() | {
+            "o": self._output("flash o", shape, self.problem.dtype.to_numpy()),
+            "lse": self._output("flash lse", self.problem.q.shape[:3], F32.to_numpy()),
+        }
+        self.parts["flash"] = plan_flash(self.device, kernel, self.problem, addresses)
+        self.stems["flash"] = kernel.stem
+        self.outputs["flash"] = "flash o"
+
+    def launch(self, part: str) -> None:
+        """Queue a part once."""
         with self.device.active():
-            for stage in stages:
-                self.launches[stage](self.stream)
+            for launch in self.parts[part]:
+                launch(self.stream)
 
-    def results(self) -> dict[str, Any]:
-        """S, P, O and lse on the host; O in the layout of q, the others [batch, heads, rows, cols]."""
+    def compute(self) -> dict[str, Any]:
+        """Run everything once; all outputs on the host: O in the layout of q, the others [batch, heads, rows, cols]."""
+        for part in ("unfused", "flash"):
+            if part in self.parts:
+                self.launch(part)
         self.stream.synchronize()
-        found = {name: self.arrays[name].to_numpy() for name in ("s", "p", "o", "lse")}
-        for name in "sp":
+        found = {name: x.to_numpy() for name, x in self.arrays.items() if name not in "qkv"}
+        for name in found.keys() & {"s", "p"}:
             found[name] = found[name][..., : self.problem.seqlen_k]
         return found
 
-    def graph(self, repeat: int, stages: tuple[str, ...] = STAGES) -> Graph:
-        """A graph of `repeat` times these stages."""
+    def graph(self, repeat: int, part: str) -> Graph:
+        """A graph of `repeat` times a part."""
         with Graph.capture(self.stream) as graph:
             for _ in range(repeat):
-                self.launch(stages)
+                self.launch(part)
         return graph
 
-    def bytes_moved(self, stage: str) -> int:
-        """Bytes that a stage reads once and writes once."""
+    def work(self, part: str) -> tuple[int, int]:
+        """Floating-point operations of a part, and the bytes that it must move: inputs read once, outputs written."""
         problem = self.problem
+        if part in ("unfused", "flash"):
+            return problem.flops, problem.min_bytes
         scores = problem.batch * problem.num_heads * problem.seqlen_q * problem.seqlen_k
         s, p = 4 * scores, problem.dtype.itemsize * scores
         q, k, v, o = (self.arrays[name].nbytes for name in "qkvo")
-        return {"qk": q + k + s, "softmax": s + p, "pv": p + v + o}[stage]
+        return {
+            "qk": (problem.flops // 2, q + k + s),
+            "softmax": (0, s + p),
+            "pv": (problem.flops // 2, p + v + o),
+        }[part]
 
 
 def interleaved_us(candidates: dict[str, Replay], stream: Stream, repeat: int, rounds: int) -> dict[str, list[float]]:

@@ -44,7 +44,7 @@ def test_the_stem_says_what_the_kernel_is(spec) -> None:
 def test_the_entry_names_a_template_of_its_header(spec) -> None:
     name, arguments = re.fullmatch(r"(\w+)<(.*)>", spec.cpp).groups()
     assert re.search(rf"\bstruct {name} \{{", (ROOT / "cuda" / spec.header).read_text())
-    element, size = arguments.split(", ")
+    element, size, *_ = arguments.split(", ")
     assert element == spec.dtype.cpp
     assert spec.size[1:] == size
     assert spec.params in abi.STRUCTS

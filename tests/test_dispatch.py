@@ -12,32 +12,81 @@ from flashcore_drv.catalog import CATALOG
 from flashcore_drv.dtypes import BF16, F16
 from flashcore_drv.errors import InvalidArgument, Unsupported
 from flashcore_drv.plan import contiguous
-from flashcore_drv.problem import Problem
+from flashcore_drv.problem import Matrices, Problem
 
 SUPPORTED_ARCHS = (80, 86, 87, 89, 90, 100, 120)
-LARGEST_HEAD_DIM = max(catalog.UNFUSED_HEAD_DIMS)
+LARGEST_HEAD_DIM, LARGEST_FUSED_HEAD_DIM = max(catalog.UNFUSED_HEAD_DIMS), max(catalog.FLASH_HEAD_DIMS)
 
 lengths = st.integers(1, 4096) | st.sampled_from([1, 1023, 1024, 1025, 65_536, 1 << 30])
 dtypes = st.sampled_from([F16, BF16])
 
 
-def problem_of(batch, num_heads_kv, group, seqlen_q, seqlen_k, head_dim, dtype, causal) -> Problem:
+def problem_of(batch, num_heads_kv, group, seqlen_q, seqlen_k, head_dim, dtype, causal, aligned=True) -> Problem:
     q = contiguous(batch, num_heads_kv * group, seqlen_q, head_dim)
     kv = contiguous(batch, num_heads_kv, seqlen_k, head_dim)
-    return Problem(q, kv, kv, q, dtype, head_dim**-0.5, causal)
+    return Problem(q, kv, kv, q, dtype, head_dim**-0.5, causal, aligned=aligned)
 
 
 def problems(head_dims):
     small = st.integers(1, 8)
-    return st.builds(problem_of, small, small, small, lengths, lengths, head_dims, dtypes, st.booleans())
+    return st.builds(problem_of, small, small, small, lengths, lengths, head_dims, dtypes, st.booleans(), st.booleans())
 
 
 legal = problems(st.integers(1, LARGEST_HEAD_DIM // 8).map(lambda n: 8 * n))
 too_wide = problems(st.integers(LARGEST_HEAD_DIM // 8 + 1, 64).map(lambda n: 8 * n))
 
 
-@given(problem=legal, arch=st.sampled_from(SUPPORTED_ARCHS), impl=st.sampled_from(dispatch.IMPLS))
-def test_the_kernels_fit_the_problem_and_the_gpu(problem, arch, impl) -> None:
+fused = problems(st.integers(1, LARGEST_FUSED_HEAD_DIM // 8).map(lambda n: 8 * n))
+too_wide_for_fused = problems(st.integers(LARGEST_FUSED_HEAD_DIM // 8 + 1, 64).map(lambda n: 8 * n))
+
+
+@given(
+    problem=fused,
+    arch=st.sampled_from(SUPPORTED_ARCHS),
+    impl=st.sampled_from(["auto", "flash"]),
+    sms=st.integers(1, 200),
+)
+def test_the_fused_kernel_fits_the_problem_and_the_gpu(problem, arch, impl, sms) -> None:
+    (spec,) = dispatch.select(problem, arch, impl, sms)
+    assert spec in CATALOG
+    assert spec.dtype is problem.dtype
+    assert spec.arch == max(a for a in catalog.PTX_ARCHS if a <= arch)
+    built = int(spec.size.removeprefix("d"))
+    assert problem.head_dim <= built
+    assert not [d for d in catalog.FLASH_HEAD_DIMS if problem.head_dim <= d < built], "a smaller one would do"
+    if not problem.aligned or problem.head_dim < built:
+        assert spec.family == "flash_fwd_general"
+    else:
+        assert spec.family in (("flash_fwd_causal",) if problem.causal else ("flash_fwd", "flash_fwd_small"))
+
+
+def test_rows_too_far_apart_for_32_bits_get_the_general_kernel() -> None:
+    m = Matrices(1, 1, 2, 64, 0, 0, (1 << 26) + 8)
+    (spec,) = dispatch.select(Problem(m, m, m, m, F16, 0.125), 89)
+    assert spec.stem == "flash_fwd_general_f16_d64_sm89"
+
+
+@pytest.mark.parametrize(("heads", "seqlen", "family"), [(8, 512, "flash_fwd_small"), (64, 512, "flash_fwd")])
+def test_few_blocks_get_the_kernel_of_few_rows(heads, seqlen, family) -> None:
+    (spec,) = dispatch.select(problem_of(1, heads, 1, seqlen, seqlen, 64, F16, False), 89, multiprocessors=132)
+    assert spec.family == family
+
+
+@given(problem=too_wide_for_fused, arch=st.sampled_from(SUPPORTED_ARCHS))
+def test_a_head_dim_beyond_the_fused_kernels_is_refused(problem, arch) -> None:
+    with pytest.raises(Unsupported, match=rf"flash_fwd: required head_dim={problem.head_dim}, .*; missing: head_dim"):
+        dispatch.select(problem, arch)
+
+
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(0, 5), (5, 0)])
+def test_unfused_refuses_a_length_of_zero(seqlen_q, seqlen_k) -> None:
+    with pytest.raises(Unsupported, match="missing: a length of 0"):
+        dispatch.select(problem_of(1, 1, 1, seqlen_q, seqlen_k, 64, F16, False), 89, "unfused")
+
+
+@given(problem=legal, arch=st.sampled_from(SUPPORTED_ARCHS))
+def test_the_unfused_kernels_fit_the_problem_and_the_gpu(problem, arch) -> None:
+    impl = "unfused"
     chosen = dispatch.select(problem, arch, impl)
     assert [spec.family for spec in chosen] == ["qk_wmma", "softmax", "pv_wmma"]
     for spec in chosen:
@@ -55,7 +104,7 @@ def test_the_kernels_fit_the_problem_and_the_gpu(problem, arch, impl) -> None:
 
 @given(problem=legal, arch=st.sampled_from(SUPPORTED_ARCHS))
 def test_stages_alone_get_the_same_kernels(problem, arch) -> None:
-    assert dispatch.select(problem, arch) == (
+    assert dispatch.select(problem, arch, "unfused") == (
         dispatch.select_qk(problem.dtype, problem.head_dim, arch),
         dispatch.select_softmax(problem.dtype, problem.seqlen_k, arch),
         dispatch.select_pv(problem.dtype, problem.head_dim, arch),
@@ -71,7 +120,7 @@ def test_longer_rows_never_get_fewer_warps(dtype, arch, a, b) -> None:
 @given(problem=too_wide, arch=st.sampled_from(SUPPORTED_ARCHS))
 def test_a_refused_head_dim_says_required_built_and_missing(problem, arch) -> None:
     with pytest.raises(Unsupported) as refusal:
-        dispatch.select(problem, arch)
+        dispatch.select(problem, arch, "unfused")
     required, built, missing = re.fullmatch(
         r"qk_wmma: required (.*); built: (.*); missing: (.*)", str(refusal.value)
     ).groups()
@@ -122,4 +171,4 @@ from flashcore_drv.plan import contiguous
 m = contiguous(1, 1, 1, 64)
 print(*(s.stem for s in dispatch.select(problem.Problem(m, m, m, m, F16, 0.125), 89)))
 """
-    assert python_says(code).split() == ["qk_wmma_f16_d64_sm89", "softmax_f16_w1_sm89", "pv_wmma_f16_d64_sm89"]
+    assert python_says(code).split() == ["flash_fwd_small_f16_d64_sm89"]

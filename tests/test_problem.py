@@ -91,6 +91,8 @@ def test_rank(device, function, name, place, rank) -> None:
 @pytest.mark.parametrize("axis", range(4))
 def test_empty_dimension(device, function, name, place, axis) -> None:
     found = arguments(function)
+    if function == "attention" and axis == 1:
+        pytest.skip("attention of sequences of length 0 is defined")
     shape = tuple(0 if i == axis else n for i, n in enumerate(found[name].shape))
     found[name] = filled(shape, found[name].dtype)
     refused(device, function, placed(place, found), f"{name} has shape {shape}", "allowed: every dimension at least 1")
@@ -163,8 +165,9 @@ def test_head_dim(device, place, function, name, head_dim) -> None:
 @PLACES
 @pytest.mark.parametrize("function", ["attention", "qk", "pv"])
 def test_head_dim_without_a_kernel(device, place, function) -> None:
-    found = {k: x if k == "p" else filled((*x.shape[:3], 136)) for k, x in arguments(function).items()}
-    refused(device, function, placed(place, found), "head_dim=136", "built", "missing", error=fc.Unsupported)
+    head_dim = 264 if function == "attention" else 136
+    found = {k: x if k == "p" else filled((*x.shape[:3], head_dim)) for k, x in arguments(function).items()}
+    refused(device, function, placed(place, found), f"head_dim={head_dim}", "built", "missing", error=fc.Unsupported)
 
 
 # ---- kinds of arguments
@@ -225,7 +228,7 @@ def test_layout(device, function, layout) -> None:
     refused(device, function, arguments(function) | {"layout": layout}, f"layout={layout!r}", "'bshd', 'bhsd'")
 
 
-@pytest.mark.parametrize("impl", ["flash", None])
+@pytest.mark.parametrize("impl", ["fused", None])
 def test_impl(device, impl) -> None:
     refused(device, "attention", arguments("attention") | {"impl": impl}, f"impl={impl!r}", "allowed: 'auto'")
 
@@ -553,6 +556,7 @@ class Described:
 
     def __init__(self, shape, strides, address, name="x") -> None:
         self.shape, self.strides, self.address, self.name = shape, strides, address, name
+        self.gpu_address = address
         extent = sum((n - 1) * s for n, s in zip(shape, strides)) + 1
         self.span = address, address + 2 * extent
 

@@ -14,7 +14,7 @@ from flashcore_drv.runtime import Device, is_emulated
 
 RUN = ROOT / "scripts" / "run.py"
 SMALL = ("--batch", 2, "--heads", 4, "--seqlen-q", 20, "--seqlen-k", 36, "--head-dim", 24, "--repeat", 2)
-STAGES = ["qk", "softmax", "pv", "attention"]
+PARTS = ["qk", "softmax", "pv", "unfused", "flash"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +59,11 @@ def test_the_table(device) -> None:
     lines = ran.stdout.splitlines()
     assert lines[0].split(maxsplit=1) == ["device", device.name]
     assert "batch 2, heads 4, seqlen 20 x 36, head_dim 24, float16, scale 0.204124, bshd, input seed 0" in lines[1]
-    rows = {line.split()[0]: line for line in lines if line.split()[:1] and line.split()[0] in STAGES}
-    assert list(rows) == STAGES
-    for stage, stem in zip(STAGES, ("qk_wmma_f16_d64", "softmax_f16_w1", "pv_wmma_f16_d64")):
-        assert f" {stem}_sm{'89' if Device.get(0).arch >= 89 else '80'} " in rows[stage]
+    rows = {line.split()[0]: line for line in lines if line.split()[:1] and line.split()[0] in PARTS}
+    assert list(rows) == PARTS
+    stems = {"qk": "qk_wmma_f16_d64", "softmax": "softmax_f16_w1", "pv": "pv_wmma_f16_d64"}
+    for part, stem in (stems | {"flash": "flash_fwd_general_f16_d32"}).items():
+        assert f" {stem}_sm{'89' if Device.get(0).arch >= 89 else '80'} " in rows[part]
     assert all(" ok " in row for row in rows.values())
     assert re.search(r"largest difference from float64: \d\.\d\de-\d\d: right$", lines[-1])
     assert ("There is no GPU here: the emulator ran the kernels' PTX" in ran.stdout) == is_emulated()
@@ -70,26 +71,28 @@ def test_the_table(device) -> None:
 
 def test_json(device) -> None:
     found = report(*SMALL, "--heads-kv", 2)
-    assert set(found) == {"device", "emulated", "problem", "stages", "lse_max_error", "ok"}
+    assert set(found) == {"device", "emulated", "problem", "parts", "lse_max_error", "ok"}
     assert (found["device"], found["emulated"], found["ok"]) == (device.name, is_emulated(), True)
     assert found["problem"] == {
         "batch": 2, "num_heads": 4, "num_heads_kv": 2, "seqlen_q": 20, "seqlen_k": 36, "head_dim": 24,
         "dtype": "float16", "causal": False, "softmax_scale": 24**-0.5, "layout": "bshd", "input": "seed 0",
     }  # fmt: skip
-    assert [s["stage"] for s in found["stages"]] == STAGES
+    assert [p["part"] for p in found["parts"]] == PARTS
     scores, keys = 2 * 4 * 20 * 36, 2 * 2 * 36 * 24
     queries = 2 * 4 * 20 * 24
-    for stage in found["stages"]:
-        assert stage["ok"]
-        assert stage["misplaced_nan_or_inf"] == 0
-        assert 0 < stage["max_error"] <= stage["allowed_error"] < 0.01
-        assert (stage["gpu_us"] is None) == (stage["percent_of_roofline"] is None) == is_emulated()
-    assert [s["flops"] for s in found["stages"]] == [2 * scores * 24, 0, 2 * scores * 24, 4 * scores * 24]
-    assert [s["bytes"] for s in found["stages"]] == [
+    for part in found["parts"]:
+        assert part["ok"]
+        assert part["misplaced_nan_or_inf"] == 0
+        assert 0 < part["max_error"] <= part["allowed_error"] < 0.01
+        assert (part["gpu_us"] is None) == (part["percent_of_roofline"] is None) == is_emulated()
+    product, least = 2 * scores * 24, 4 * queries + 4 * keys + 4 * 2 * 4 * 20
+    assert [p["flops"] for p in found["parts"]] == [product, 0, product, 2 * product, 2 * product]
+    assert [p["bytes"] for p in found["parts"]] == [
         2 * queries + 2 * keys + 4 * scores,
         6 * scores,
         2 * scores + 2 * keys + 2 * queries,
-        4 * queries + 4 * keys + 4 * 2 * 4 * 20,
+        least,
+        least,
     ]
 
 
@@ -195,7 +198,7 @@ def refused(*args, **env):
         (("--repeat", "0"), "--repeat 0; allowed: 1 or more"),
         (("--heads-kv", "3"), "q has 4 heads and k has 3"),
         (("--head-dim", "20"), "q has head_dim 20; allowed: multiples of 8"),
-        (("--head-dim", "136"), "required head_dim=136"),
+        (("--head-dim", "264"), "required head_dim=264"),
         (("--scale", "nan"), "softmax_scale=nan; allowed: positive"),
         (("--scale", "0"), "softmax_scale=0.0; allowed: positive"),
         (("--scale", "big"), "argument --scale: invalid float value: 'big'"),
@@ -264,7 +267,7 @@ def test_a_wrong_kernel_is_found(tmp_path) -> None:
     assert (ran.returncode, ran.stderr) == (1, "")
     found = json.loads(ran.stdout)
     assert not found["ok"]
-    assert [s["stage"] for s in found["stages"] if not s["ok"]] == ["softmax", "pv", "attention"]
+    assert [p["part"] for p in found["parts"] if not p["ok"]] == ["softmax", "pv", "unfused"]
     ran = run(*SMALL, FLASHCORE_BUILD=str(tmp_path))
     assert ran.returncode == 1
     assert ran.stdout.splitlines()[-1].endswith(": WRONG")

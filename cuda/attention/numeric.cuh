@@ -38,6 +38,17 @@ __device__ inline uint32_t pack<__nv_bfloat16>(float first, float second) {
     return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// Two packed elements to memory, in one access where their address allows it.
+template <typename T>
+__device__ inline void store_pair(T* at, uint32_t pair, bool aligned) {
+    if (aligned) {
+        *reinterpret_cast<uint32_t*>(at) = pair;
+    } else {
+        reinterpret_cast<uint16_t*>(at)[0] = uint16_t(pair);
+        reinterpret_cast<uint16_t*>(at)[1] = uint16_t(pair >> 16);
+    }
+}
+
 // N neighbours with one instruction.
 template <typename T, int N>
 __device__ inline void store(T* target, const float (&x)[N]) {

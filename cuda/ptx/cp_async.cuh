@@ -10,6 +10,10 @@ __device__ inline void cp_async_16(uint32_t target, const void* source, int byte
                  : "memory");
 }
 
+__device__ inline void cp_async_16(uint32_t target, const void* source) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
+}
+
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most PENDING of this thread's groups are in flight.

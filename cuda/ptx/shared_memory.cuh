@@ -14,4 +14,15 @@ __device__ inline uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// PTX ISA: st.shared.v4
+__device__ inline void store_shared(uint32_t target, const uint32_t (&x)[4]) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(x[0]), "r"(x[1]), "r"(x[2]),
+                 "r"(x[3])
+                 : "memory");
+}
+
+__device__ inline uint32_t dynamic_shared_address() {
+    return shared_address(&dynamic_shared_memory<unsigned char>());
+}
+
 }  // namespace flashcore::ptx

@@ -49,6 +49,11 @@ class ArrayView:
     producer_stream: int | None = None
 
     @property
+    def gpu_address(self) -> int:
+        """Address of the first element on the GPU; 0 for a host array, which the call will copy."""
+        return 0 if self.device is None else self.address
+
+    @property
     def span(self) -> tuple[int, int]:
         """Addresses of the first byte and of the one past the last (equal for an empty array)."""
         if 0 in self.shape:

@@ -186,6 +186,9 @@ def test_setp_combines_and_negates():
 def test_selection_and_short_types():
     text = ".reg .pred %q; setp.lt.u32 %q, %a, %b; selp.b32 %d, %a, %b, %q;"
     check(text, [("u32", U32), ("u32", V32)], "u32", np.minimum(U32, V32))
+    for same in ("%a", "%b"):  # the target may be a source
+        text = f".reg .pred %q; setp.lt.u32 %q, %a, %b; selp.b32 {same}, %a, %b, %q; mov.b32 %d, {same};"
+        check(text, [("u32", U32), ("u32", V32)], "u32", np.minimum(U32, V32))
     short = U32.astype(np.uint16)
     check(
         "add.s16 %d, %a, %b;",

@@ -123,8 +123,7 @@ def _where(condition: Array, a: Array, b: Array) -> Array:
 
 
 def _select(a: Array, b: Array, c: Array, out: Array) -> None:
-    np.copyto(out, b)
-    np.copyto(out, a, where=c)
+    np.copyto(out, np.where(c, a, b))  # out may be one of them
 
 
 @instruction("selp", pipe="alu")

@@ -1,0 +1,292 @@
+// O = softmax(scale * Q @ K^T) @ V and lse = log sum exp(scale * Q @ K^T), fused: mma.sync, ldmatrix, cp.async.
+//
+// A block makes BLOCK_Q rows of O for one head. Its warps own rows of Q; where key_warps > 1, warps of the same rows own
+// different keys of every tile and add up at the end. Tiles are visited from the last key to the first, so that those that
+// need a mask come first. K_smem and V_smem have one or two stages; S, P and O live in registers.
+#pragma once
+#include <type_traits>
+#include <utility>
+
+#include "abi/flash_fwd_params.h"
+#include "abi/kernel_info.h"
+#include "attention/block_range.cuh"
+#include "attention/combine.cuh"
+#include "attention/divide.cuh"
+#include "attention/mask.cuh"
+#include "attention/products.cuh"
+#include "attention/softmax.cuh"
+#include "flash_fwd/traits.cuh"
+
+namespace flashcore {
+
+template <typename Element, int HEAD_DIM_, Variant VARIANT>
+struct FlashFwdSm80 {
+    using T = Element;
+    using Params = FlashFwdParams;
+    static constexpr int HEAD_DIM = HEAD_DIM_;
+    static constexpr Tiling kTiling = tiling<HEAD_DIM, VARIANT>();
+    static constexpr bool kGeneral = VARIANT == Variant::kGeneral;
+    static constexpr bool DIAGONAL = VARIANT == Variant::kCausal || kGeneral;
+    static constexpr bool kHeadsFirst = DIAGONAL;  // and the last, longest rows before the others
+    static constexpr int BLOCK_Q = kTiling.block_q(), BLOCK_KV = kTiling.block_kv(),
+                         kThreads = kTiling.threads(), kBlocksAnSm = kTiling.blocks_an_sm;
+    static constexpr int M_TILES = kTiling.m_tiles, KEYS = kTiling.keys, SLICE = kTiling.slice,
+                         STAGES = kTiling.stages;
+
+    static constexpr int kTileBytes = BLOCK_KV * HEAD_DIM * 2, kQBytes = BLOCK_Q * HEAD_DIM * 2;
+    static constexpr int kKAt = 0, kVAt = STAGES * kTileBytes, kQAt = 2 * kVAt;
+    template <int ROWS, int THREADS>
+    using Loader = std::conditional_t<kGeneral, AnyTileLoader<T, ROWS, HEAD_DIM, THREADS>,
+                                      TileLoader<T, ROWS, HEAD_DIM, THREADS>>;
+    using CombineKeys = Combine<M_TILES, HEAD_DIM, kTiling.row_warps, kTiling.key_warps>;
+    static constexpr int kLoadBytes = kQAt + kQBytes;
+    static constexpr int kSharedBytes = kLoadBytes > CombineKeys::kBytes ? kLoadBytes : CombineKeys::kBytes;
+
+    static constexpr KernelInfo info(uint64_t abi_hash) {
+        return {abi_hash, kThreads, kSharedBytes, BLOCK_Q, HEAD_DIM, 1, sizeof(Params)};
+    }
+
+    __device__ static void run(const Params& p) {
+        const int outer = divide(blockIdx.x, p.grid_inner), inner = blockIdx.x - outer * p.grid_inner.value;
+        const int row_block = kHeadsFirst ? p.row_blocks - 1 - outer : inner,
+                  batch_head = kHeadsFirst ? inner : outer;
+        const int batch = divide(batch_head, p.num_heads), head = batch_head - batch * p.num_heads.value;
+        const int head_kv = divide(head, p.group);
+        const Matrix<T> Q(p.q, batch, head), K(p.k, batch, head_kv), V(p.v, batch, head_kv);
+
+        const int first_row = row_block * BLOCK_Q;
+        const KeyLimit<DIAGONAL> limit{p.seqlen_k, p.diagonal};
+        const BlockRange<BLOCK_KV> tiles(limit, first_row, min(first_row + BLOCK_Q, p.seqlen_q) - 1);
+
+        Warp warp(p, limit, tiles, first_row);
+        if (tiles.end > 0) {
+            if constexpr (kTiling.schedule == Schedule::kStraight) warp.straight(Q, K, V);
+            if constexpr (kTiling.schedule == Schedule::kPipelined) warp.pipelined(Q, K, V);
+        }
+        warp.softmax.finish();
+        CombineKeys::run(warp.O, warp.softmax, warp.row_warp, warp.key_warp);
+        warp.store(Matrix<T>(p.o, batch, head), p.lse, batch, head);
+    }
+
+  private:
+    enum class Masked { kNo, kYes, kPerhaps };  // whether a tile needs a mask, as far as the compiler knows
+
+    struct Warp {
+        const Params& p;
+        const KeyLimit<DIAGONAL> limit;
+        const BlockRange<BLOCK_KV> tiles;
+        const int lane, row_warp, key_warp, first_row;  // first_row: of this block
+        const int warp_row;                             // first row of this warp
+        const uint32_t shared;
+        QueryFragments<M_TILES, HEAD_DIM, kTiling.q_in_registers> Q;
+        const FragmentAddress<HEAD_DIM> K, V;
+        float S[M_TILES][KEYS / 8][4], O[M_TILES][HEAD_DIM / 8][4];
+        uint32_t P[KEYS / 16][M_TILES][4];
+        OnlineSoftmax<M_TILES> softmax;
+
+        __device__ Warp(const Params& p, const KeyLimit<DIAGONAL>& limit, const BlockRange<BLOCK_KV>& tiles,
+                        int first_row)
+            : p(p),
+              limit(limit),
+              tiles(tiles),
+              lane(threadIdx.x % 32),
+              row_warp(threadIdx.x / 32 % kTiling.row_warps),
+              key_warp(threadIdx.x / 32 / kTiling.row_warps),
+              first_row(first_row),
+              warp_row(first_row + row_warp * 16 * M_TILES),
+              shared(ptx::dynamic_shared_address()),
+              Q(shared + kQAt + row_warp * 16 * M_TILES * HEAD_DIM * 2, lane),
+              K(shared + kKAt + key_warp * KEYS * HEAD_DIM * 2, lane % 8 + lane / 16 * 8, lane / 8 % 2),
+              V(shared + kVAt + key_warp * KEYS * HEAD_DIM * 2, lane % 16, lane / 16) {
+#pragma unroll
+            for (int t = 0; t < M_TILES; ++t)
+#pragma unroll
+                for (int d = 0; d < HEAD_DIM / 8; ++d)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) O[t][d][e] = 0.f;
+        }
+
+        __device__ static uint32_t stage(int tile) { return STAGES == 1 ? 0 : tile % 2 * kTileBytes; }
+        __device__ int first_key(int tile) const { return tile * BLOCK_KV + key_warp * KEYS; }
+
+        // Whether every row of this warp sees none of the warp's keys.
+        __device__ __forceinline__ bool outside(int tile) const {
+            return DIAGONAL && first_key(tile) > warp_row + 16 * M_TILES - 1 + limit.diagonal;
+        }
+
+        // S = Q @ K^T                                               [16 * M_TILES, KEYS]
+        __device__ __forceinline__ void scores(int tile) { multiply_qk<T, 0, KEYS>(S, Q, K, stage(tile)); }
+
+        // P = exp2(scale * S - m), l += sum of P
+        __device__ __forceinline__ void lazy_softmax() {
+            softmax.settle(S, O, p.scale_log2);
+            softmax.template exponentials<T, 0, KEYS>(S, P, p.scale_log2, softmax.l);
+        }
+
+        // S and P, slice by slice, without looking for a maximum. False if P came out too large: then nothing has happened.
+        __device__ __forceinline__ bool speculate(int tile) {
+            float sum[M_TILES][2] = {};
+            each_slice([&]<int FIRST>() {
+                multiply_qk<T, FIRST, SLICE>(S, Q, K, stage(tile));
+                softmax.template exponentials<T, FIRST, SLICE>(S, P, p.scale_log2, sum);
+            });
+            return softmax.accept(sum);
+        }
+
+        // S and P of a tile
+        template <Masked MASKED>
+        __device__ __forceinline__ void probabilities(int tile) {
+            if (!masked<MASKED>(tile) && softmax.may_speculate && speculate(tile)) return;
+            scores(tile);
+            if (masked<MASKED>(tile)) mask(S, limit, warp_row, first_key(tile));
+            lazy_softmax();
+        }
+
+        template <Masked MASKED>
+        __device__ bool masked(int tile) const {
+            return MASKED == Masked::kYes || (MASKED == Masked::kPerhaps && tile >= tiles.masked);
+        }
+
+        // step<MASKED>(tile) from tile `first` down to the first tile of keys
+        template <typename Step>
+        __device__ __forceinline__ void for_each_tile(int first, const Step& step) const {
+            int tile = first;
+            if constexpr (kTiling.two_loops) {
+#pragma unroll 1
+                for (; tile >= tiles.masked; --tile) step.template operator()<Masked::kYes>(tile);
+#pragma unroll 1
+                for (; tile >= 0; --tile) step.template operator()<Masked::kNo>(tile);
+            } else {
+#pragma unroll 1
+                for (; tile >= 0; --tile) step.template operator()<Masked::kPerhaps>(tile);
+            }
+        }
+
+        __device__ __forceinline__ void straight(const Matrix<T>& Q_gmem, const Matrix<T>& K_gmem,
+                                                 const Matrix<T>& V_gmem) {
+            const Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
+                V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim);
+            const int last = tiles.end - 1;
+            Loader<BLOCK_Q, kThreads>(Q_gmem, shared + kQAt, threadIdx.x, p.head_dim)
+                .load_tail(first_row, 0, p.seqlen_q);
+            K_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);
+            ptx::cp_async_commit();
+            V_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);
+            ptx::cp_async_commit();
+            ptx::cp_async_wait<1>();
+            __syncthreads();  // Q_smem is complete
+            Q.begin();
+
+            for_each_tile(last, [&]<Masked MASKED>(int tile) {
+                ptx::cp_async_wait<0>();
+                __syncthreads();  // K_smem (with 2 stages V_smem, too) is complete; every warp is done with the tile before
+                if constexpr (STAGES == 1) {
+                    if (tile < last) V_loader.load(tile * BLOCK_KV, 0);
+                } else if (tile > 0) {
+                    K_loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));
+                    V_loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));
+                }
+                ptx::cp_async_commit();
+
+                if (MASKED == Masked::kNo || !outside(tile)) probabilities<MASKED>(tile);
+                if constexpr (STAGES == 1) {
+                    ptx::cp_async_wait<0>();
+                    __syncthreads();  // V_smem is complete; every warp has read K_smem
+                    if (tile > 0) K_loader.load((tile - 1) * BLOCK_KV, 0);
+                    ptx::cp_async_commit();
+                }
+                // O += P @ V
+                if (MASKED == Masked::kNo || !outside(tile)) multiply_pv<T, 0, KEYS>(O, P, V, stage(tile));
+            });
+        }
+
+        // Slice by slice, S of the next tile is made between P and O of this one: independent work for a warp that has a
+        // scheduler to itself. S of the next tile takes the registers of this one's, so nothing is speculative here.
+        __device__ __forceinline__ void pipelined(const Matrix<T>& Q_gmem, const Matrix<T>& K_gmem,
+                                                  const Matrix<T>& V_gmem) {
+            const Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
+                V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim);
+            const int last = tiles.end - 1;
+            Loader<BLOCK_Q, kThreads>(Q_gmem, shared + kQAt, threadIdx.x, p.head_dim)
+                .load_tail(first_row, 0, p.seqlen_q);
+            K_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);
+            ptx::cp_async_commit();
+            V_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);
+            if (last > 0) K_loader.load((last - 1) * BLOCK_KV, stage(last - 1));
+            ptx::cp_async_commit();
+            ptx::cp_async_wait<1>();
+            __syncthreads();  // Q_smem and K_smem of the last tile are complete
+            Q.begin();
+            scores(last);
+            mask(S, limit, warp_row, first_key(last));
+
+            const auto step = [&]<bool LAST>(int tile) {
+                ptx::cp_async_wait<0>();
+                __syncthreads();  // K of the next tile and V of this one are complete; K of this and V of the one before are read
+                if constexpr (!LAST) {
+                    V_loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));
+                    if (tile > 1) K_loader.load((tile - 2) * BLOCK_KV, stage(tile));
+                    ptx::cp_async_commit();
+                }
+                softmax.settle(S, O, p.scale_log2);
+                each_slice([&]<int FIRST>() {
+                    softmax.template exponentials<T, FIRST, SLICE>(S, P, p.scale_log2, softmax.l);
+                    if constexpr (!LAST) multiply_qk<T, FIRST, SLICE>(S, Q, K, stage(tile - 1));
+                    multiply_pv<T, FIRST, SLICE>(O, P, V, stage(tile));
+                });
+                if constexpr (!LAST) {
+                    if (tile - 1 >= tiles.masked) mask(S, limit, warp_row, first_key(tile - 1));
+                }
+            };
+#pragma unroll 1
+            for (int tile = last; tile > 0; --tile) step.template operator()<false>(tile);
+            step.template operator()<true>(0);
+        }
+
+        // O / l to global memory, and lse = (m + log2 l) ln 2
+        __device__ __forceinline__ void store(const Matrix<T>& O_gmem, const Tensor& lse, int batch,
+                                              int head) const {
+            constexpr int TILES = CombineKeys::kOwnTiles;
+            const int first_col = CombineKeys::first_column(key_warp);
+#pragma unroll
+            for (int t = 0; t < M_TILES; ++t)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const int row = warp_row + 16 * t + 8 * h + lane / 4;
+                    const float l = softmax.l[t][h], inverse = l == 0.f ? 0.f : __fdividef(1.f, l);
+                    uint32_t pairs[TILES];
+#pragma unroll
+                    for (int i = 0; i < TILES; ++i)
+                        pairs[i] = pack<T>(O[t][i][2 * h] * inverse, O[t][i][2 * h + 1] * inverse);
+                    if (TILES % 4 == 0 && (!kGeneral || O_gmem.aligned)) {
+#pragma unroll
+                        for (int i = 0; i + 3 < TILES; i += 4) {
+                            const uint4 chunk =
+                                transpose_quad(pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]);
+                            const int col = first_col + 8 * (i + lane % 4);
+                            if (row < p.seqlen_q && (!kGeneral || col < p.head_dim))
+                                *reinterpret_cast<uint4*>(O_gmem.at(row, col)) = chunk;
+                        }
+                    } else {
+#pragma unroll
+                        for (int i = 0; i < TILES; ++i)
+                            if (row < p.seqlen_q && (!kGeneral || first_col + 8 * i < p.head_dim))
+                                store_pair(O_gmem.at(row, first_col + 8 * i + lane % 4 * 2), pairs[i],
+                                           !kGeneral || O_gmem.aligned);
+                    }
+                    if (row < p.seqlen_q && lse.data != nullptr && lane % 4 == 0 && key_warp == 0)
+                        *Matrix<float>(lse, batch, head).at(row, 0) =
+                            l == 0.f ? -INFINITY : softmax.m[t][h] * kLn2 + logf(l);
+                }
+        }
+
+        template <typename F>
+        __device__ __forceinline__ static void each_slice(const F& f) {
+            [&]<int... I>(std::integer_sequence<int, I...>) {
+                (f.template operator()<I * SLICE>(), ...);
+            }(std::make_integer_sequence<int, KEYS / SLICE>{});
+        }
+    };
+};
+
+}  // namespace flashcore

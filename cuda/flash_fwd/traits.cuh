@@ -1,0 +1,69 @@
+// Tiles, warps and stages of every variant of the fused forward: one table.
+//
+// Limits: 255 registers a thread; 99 KB of shared memory a block and 100 KB an SM on sm_86 and sm_89 (163 and 164 on
+// sm_80). A warp's registers hold O (m_tiles * HEAD_DIM / 2), S (m_tiles * keys / 2) and P (half of S), and Q if
+// `q_in_registers` (m_tiles * HEAD_DIM / 4). What was tried is in cuda/NOTES.md.
+#pragma once
+
+namespace flashcore {
+
+enum class Schedule {
+    kStraight,   // every warp for itself: S, P, O of one tile after the other
+    kPipelined,  // S of the next tile is made between P and O of this one
+};
+
+struct Tiling {
+    Schedule schedule;
+    int row_warps;        // warps along the rows
+    int m_tiles;          // tiles of 16 rows a warp
+    int key_warps;        // warps along the keys: these meet once, at the end
+    int keys;             // keys of a tile that a warp owns
+    int slice;            // keys whose S and P are made together
+    int stages;           // buffers of K and V: with 1, V travels during Q K^T and the next K during the rest
+    bool q_in_registers;  // else Q is read from shared memory for every slice
+    int blocks_an_sm;     // that the compiler leaves registers for
+    bool two_loops;  // one for tiles that need a mask, one for the others: faster, at the price of registers
+
+    constexpr int block_q() const { return 16 * m_tiles * row_warps; }
+    constexpr int block_kv() const { return keys * key_warps; }
+    constexpr int threads() const { return 32 * row_warps * key_warps; }
+};
+
+enum class Variant {
+    kFull,  // all keys
+    kCausal,  // heads are the fast grid index and the longest rows come first, so that no long block starts late
+    kGeneral,  // whatever the others cannot take: any alignment, any head_dim, causal or not
+    kSmall,  // all keys; few rows a block and two warps along the keys, for problems that do not fill the GPU
+};
+
+template <int HEAD_DIM, Variant VARIANT>
+constexpr Tiling tiling() {
+    constexpr Schedule straight = Schedule::kStraight, pipelined = Schedule::kPipelined;
+    constexpr bool causal = VARIANT == Variant::kCausal;
+    //                       rows m keyw keys slice st Qreg blocks 2 loops
+    if (VARIANT == Variant::kSmall)  // 32 rows; two tiles of keys in flight fit 99 KB up to HEAD_DIM 128
+        return {pipelined, 2, 1, 2, HEAD_DIM <= 64 ? 64 : 32, 32, 2, true, 1, false};
+    if (VARIANT == Variant::kGeneral)  // as below, with room for the addresses of any layout
+        return {straight, 4, HEAD_DIM <= 128 ? 2 : 1, 1, HEAD_DIM == 128 ? 32 : 64, 32, 1, false, 2, false};
+    switch (HEAD_DIM) {
+        // 24 KB; longer tiles cost more in masks than they save in barriers
+        case 32:
+            return {straight, 4, 2, 1, 64, 32, 2, true, 2, false};
+        // 48 KB, two blocks an SM on every arch; 96 keys: 1 % faster at S 8192, 5 % slower at S 1024
+        case 64:
+            return {straight, 4, 2, 1, 64, 32, 2, true, 2, causal};
+        // 72 KB: one stage would be 48, and is 6 % slower; no registers for Q
+        case 96:
+            return {straight, 4, 2, 1, 64, 32, 2, false, 2, causal};
+        // 64 KB: one stage, as 64 keys are worth more than a second; O alone is 128 registers, so slices differ by what spills
+        case 128:
+            return {straight, 4, 2, 1, 64, causal ? 32 : 64, 1, false, 2, false};
+        // 72 and 96 KB; one tile of rows a warp: O of two would be 192 or 256 registers
+        case 192:
+            return {straight, 4, 1, 1, 64, 64, 1, false, 2, causal};
+        default:
+            return {straight, 4, 1, 1, 64, 16, 1, false, 2, true};
+    }
+}
+
+}  // namespace flashcore
