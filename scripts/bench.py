@@ -4,8 +4,8 @@
     python scripts/bench.py forward     36 points beside FlashAttention-2 and cuDNN (GPU with PyTorch)
     python scripts/bench.py emulator    what running kernels on the emulator takes (no GPU)
 
-The peers of `reference` are PyTorch's matmul, softmax, matmul and its FlashAttention-2 on the same inputs, used where
-PyTorch is importable. All runs from CUDA graphs of --repeat launches, ours and the peer's in turns, after a check against float64; what is wrong
+The peers of `reference` are PyTorch's matmul, softmax, matmul and its FlashAttention-2, used where PyTorch is importable.
+All runs from CUDA graphs, ours and the peers' in turns, on the same inputs, after a check against float64; what is wrong
 is reported and not timed. The predecessor's times are quoted from its own records, on another GPU (NVIDIA L4): no ratio
 is formed.
 """
@@ -210,7 +210,14 @@ def suite_forward(args: argparse.Namespace) -> dict[str, Any]:
             scores.masked_fill_(torch.arange(seqlen, device="cuda") > chosen[:, None], -torch.inf)
         true = scores.softmax(-1) @ v[0, 0].double()
         errors = {"ours": (out[0, 0, chosen].double() - true).abs().max().item()}
-        errors |= {name: (peer()[0, 0, chosen].double() - true).abs().max().item() for name, peer in peers.items()}
+        for name, peer in list(peers.items()):
+            try:
+                errors[name] = (peer()[0, 0, chosen].double() - true).abs().max().item()
+            except RuntimeError as refusal:
+                if name == "FA2":
+                    raise
+                del peers[name]
+                print(f"{name} refuses {shape}: {refusal}", file=sys.stderr)
         if out.isnan().any() or not errors["ours"] <= 2 * errors["FA2"] + 2**-11 * true.abs().max().item():
             sys.exit(f"error: our result is wrong at {shape}, causal {causal}, not timed: {errors}")
         repeat = max(1, round(2e8 / problem.flops * 5e3))  # some milliseconds a replay
@@ -247,7 +254,7 @@ def print_forward(found: dict[str, Any]) -> None:
     print(f"{found['conditions']['gpu']}, TFLOP/s; {found['peers']}")
     print(f"{'head_dim':>8} {'causal':>6} {'seqlen':>6} {'ours':>6} {'FA2':>6} {'cuDNN':>6} {'x FA2':>6}")
     for row in found["rows"]:
-        rates = " ".join(f"{row['tflops'][name]:6.0f}" for name in ("ours", "FA2", "cuDNN"))
+        rates = " ".join(f"{row['tflops'].get(name, 0):6.0f}" for name in ("ours", "FA2", "cuDNN"))
         print(f"{row['head_dim']:>8} {row['causal']!s:>6} {row['seqlen']:>6} {rates} {row['ratio_to_fa2']:6.3f}")
     print(f"geometric mean x FA2: {found['geometric_mean_ratio_to_fa2']:.3f}")
 
