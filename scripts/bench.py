@@ -4,10 +4,10 @@
     python scripts/bench.py forward     36 points beside FlashAttention-2 and cuDNN (GPU with PyTorch)
     python scripts/bench.py emulator    what running kernels on the emulator takes (no GPU)
 
-The peers of `reference` are PyTorch's matmul, softmax, matmul and its FlashAttention-2, used where PyTorch is importable.
-All runs from CUDA graphs, ours and the peers' in turns, on the same inputs, after a check against float64; what is wrong
-is reported and not timed. The predecessor's times are quoted from its own records, on another GPU (NVIDIA L4): no ratio
-is formed.
+The peers of `reference` are PyTorch's matmul, softmax, matmul and its FlashAttention-2, used where PyTorch is
+importable. All runs from CUDA graphs, ours and the peers' in turns, on the same inputs, after a check against float64;
+what is wrong is reported and not timed. The predecessor's times are quoted from its own records, on another GPU (NVIDIA
+L4): no ratio is formed.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def record(folder: Path) -> dict[str, Any]:
         "conditions": reference["conditions"],
         "tests": {
             "hypothesis_examples_a_property": int(last_match(folder / "tests.log", r"FUZZ_EXAMPLES=(\d+)")),
-            "pytest": last_match(folder / "tests.log", r"\d+ passed.*"),
+            "pytest": last_match(folder / "tests.log", r"(?:\d+ failed, )?\d+ passed.*"),
         },
         "compute_sanitizer": {tool: last_match(folder / f"{tool}.log", r"SUMMARY: (.*)") for tool in TOOLS},
         "shared_load_bank_conflicts": json.loads((folder / "counters.json").read_text()),

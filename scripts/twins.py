@@ -162,6 +162,8 @@ def explanation(twin: Twin, metric: str, gpu: int, emulator: int) -> str | None:
     """Why two counts may differ as they do; None if they may not."""
     if metric == TENSOR and twin.family in ("softmax", "flash") and gpu >= emulator:
         return "the counter includes HFMA2.MMA, by which ptxas moves constants"
+    if metric == LDSM and twin.family == "flash" and gpu <= emulator:
+        return "ptxas keeps fragments of Q that the PTX reads again"
     if metric in (SHARED_LOAD_CONFLICTS, SHARED_STORE_CONFLICTS) and abs(gpu - emulator) <= CONFLICT_NOISE:
         return "the counter varies from run to run: accesses meet the writes of cp.async"
     if metric == LOAD_SECTORS and twin.family != "softmax" and emulator <= gpu <= LDGSTS_SECTORS * emulator:
