@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 from mutants.plant import PROBLEMS, caught, run
-from mutants.table import ESCAPES, MUTANTS, Mutant
+from mutants.table import ESCAPES, MUTANTS, Mutant, family_of
 
 from flashcore_drv.images import build_folder
 
@@ -28,7 +28,7 @@ def outcomes() -> Iterator[dict[str, Future[str | None]]]:
 def test_is_caught(outcomes: dict[str, Future[str | None]], mutant: Mutant) -> None:
     how = outcomes[mutant.name].result()
     print(how)
-    assert how is not None, f"not caught in {mutant.stem} over {PROBLEMS[mutant.stem.split('_')[0]]}"
+    assert how is not None, f"not caught in {mutant.stem} over {PROBLEMS[family_of(mutant.stem)]}"
 
 
 @pytest.mark.parametrize("stem", sorted({m.stem for m in MUTANTS}))

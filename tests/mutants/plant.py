@@ -14,19 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutants.table import Mutant
+from mutants.table import Mutant, family_of
 from strategies import Placed, Storage
 from support import start_emulator
 
 import flashcore_drv as fc
 from flashcore_drv import reference
+from flashcore_drv.catalog import CATALOG
 from flashcore_drv.dtypes import BF16, F16, F32, DType
+from flashcore_drv.interop import view_of
+from flashcore_drv.plan import plan_flash
+from flashcore_drv.problem import make_problem
+from flashcore_drv.runtime import Device, DeviceArray, Stream
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# (batch, heads, heads_kv, seqlen_q, seqlen_k, gap after each row in elements, head_dim, causal). Together: several
-# batches, heads and groups; rows that are not aligned, by 2 bytes and by 8; several tiles, blocks and groups of tiles;
-# ends inside a vector and a tile; fewer and more keys than queries.
+# (batch, heads, heads_kv, seqlen_q, seqlen_k, gap after each row in elements, head_dim, causal, rising). Together, for
+# each family, as far as it takes them: several batches, heads and groups; rows that are not aligned, by 2 bytes and by
+# 8; several tiles, blocks and groups of tiles; ends inside a vector and a tile; fewer and more keys than queries;
+# scores that rise or fall from tile to tile, in every row at another rate; a causal block whose first row sees whole
+# tiles, and whose other rows see more. head_dim is that of a kernel for up to 64.
 PROBLEMS = {
     "qk": [
         (2, 4, 2, 70, 77, 0, 64, False),
@@ -45,6 +52,32 @@ PROBLEMS = {
         (1, 2, 2, 130, 65, 8, 56, False),
         (1, 2, 1, 40, 77, 4, 64, False),
         (1, 1, 1, 9, 67, 1, 40, False),
+    ],
+    "flash_fwd": [
+        (1, 1, 1, 9, 67, 0, 64, False),
+        (2, 4, 2, 20, 100, 8, 64, False),
+        (1, 2, 2, 150, 260, 0, 64, False),
+        (1, 1, 1, 33, 300, 0, 64, False, True),
+    ],
+    "flash_fwd_causal": [
+        (1, 1, 1, 9, 67, 0, 64, True),
+        (2, 4, 2, 20, 100, 8, 64, True),
+        (1, 2, 2, 150, 277, 0, 64, True),
+        (1, 2, 2, 200, 50, 0, 64, True),
+        (1, 1, 1, 33, 300, 0, 64, True, True),
+    ],
+    "flash_fwd_small": [
+        (1, 1, 1, 9, 50, 0, 64, False),
+        (2, 4, 2, 40, 200, 8, 64, False),
+        (1, 2, 2, 70, 520, 0, 64, False),
+        (1, 2, 2, 33, 600, 0, 64, False, True),
+    ],
+    "flash_fwd_general": [
+        (1, 1, 1, 9, 67, 1, 40, True),
+        (2, 2, 1, 20, 100, 8, 56, False),
+        (1, 2, 2, 150, 200, 4, 64, True),
+        (1, 1, 1, 200, 50, 0, 40, True),
+        (1, 1, 1, 33, 300, 0, 56, False, True),
     ],
 }
 SEEDS = (0, 1)
@@ -87,7 +120,7 @@ def run(stem: str) -> str | None:
     from flashcore_drv.emulator import driver as emulated
 
     os.environ["FLASHCORE_DRIVER"] = "emulator"
-    family = stem.split("_")[0]
+    family = family_of(stem)
     for seed in SEEDS:
         start_emulator(seed=seed, checks=Checks.all())
         for problem in PROBLEMS[family]:
@@ -109,7 +142,7 @@ def run(stem: str) -> str | None:
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes, and the gap after each row in elements."""
+    """Sizes, the gap after each row in elements, and whether scores rise from tile to tile."""
 
     batch: int
     heads: int
@@ -119,6 +152,7 @@ class Problem:
     gap: int
     head_dim: int
     causal: bool
+    rising: bool = False
 
     def place(self, shape: tuple[int, ...], dtype: Any, values: Any = None) -> Placed:
         return Placed(shape, np.dtype(dtype), Storage((0, 1, 2), self.gap, 0), values)
@@ -166,4 +200,47 @@ def pv(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
     return [(out.read(), true, reference.pv_rounded(p, v), dtype)]
 
 
-CASES: dict[str, Callable[[str, Problem, np.random.Generator], Outputs]] = {"qk": qk, "softmax": softmax, "pv": pv}
+def flash(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
+    """The kernel itself, past dispatch; where there is one head without lse, else with."""
+    spec = next(s for s in CATALOG if s.stem == stem)
+    shapes = {
+        name: (x.batch, heads, rows, x.head_dim + int(spec.size[1:]) - 64)
+        for name, heads, rows in zip(
+            "qkvo",
+            (x.heads, x.heads_kv, x.heads_kv, x.heads),
+            (x.seqlen_q, x.seqlen_k, x.seqlen_k, x.seqlen_q),
+        )
+    }
+    values = {name: rng.standard_normal(shapes[name]) for name in "qkv"}
+    if x.rising:  # for the last queries, as kernels start at the last key; they fall for the first ones
+        values["q"][..., 0], values["k"][..., 0] = np.linspace(-16, 16, x.seqlen_q), np.linspace(120, 0, x.seqlen_k)
+    values = {name: a.astype(spec.dtype.to_numpy()) for name, a in values.items()}
+    placed = {name: x.place(shape, spec.dtype.to_numpy(), values.get(name)) for name, shape in shapes.items()}
+    views = {name: view_of(array.array, name) for name, array in placed.items()}
+    problem = make_problem(*views.values(), softmax_scale=0.3, causal=x.causal, layout="bhsd", return_lse=x.heads > 1)
+    addresses = {name: view.address for name, view in views.items()}
+    device = Device.current()
+    stream = Stream.of(device, None)
+    lse = DeviceArray.empty(shapes["q"][:3], F32.to_numpy(), device, stream)
+    if problem.return_lse:
+        addresses["lse"] = lse.address
+    with device.active():
+        for launch in plan_flash(device, spec, problem, addresses):
+            launch(stream)
+    true = reference.truth(*values.values(), 0.3, x.causal)
+    same = reference.same_maths(*values.values(), spec.dtype, 0.3, x.causal)
+    outputs: Outputs = [(placed["o"].read(), true.o, same.o, spec.dtype)]
+    if problem.return_lse:
+        outputs.append((lse.to_numpy(), true.lse, same.lse, F32))
+    return outputs
+
+
+CASES: dict[str, Callable[[str, Problem, np.random.Generator], Outputs]] = {
+    "qk": qk,
+    "softmax": softmax,
+    "pv": pv,
+    "flash_fwd": flash,
+    "flash_fwd_causal": flash,
+    "flash_fwd_small": flash,
+    "flash_fwd_general": flash,
+}

@@ -6,14 +6,21 @@ it is compiled and run. `ESCAPES` lists what cannot be caught, with the reason.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 QK, QK128 = "qk_wmma_f16_d64_sm89", "qk_wmma_bf16_d128_sm89"
 SOFTMAX, SOFTMAX_LONG = "softmax_f16_w1_sm89", "softmax_bf16_w8_sm89"
 PV, PV128 = "pv_wmma_f16_d64_sm89", "pv_wmma_bf16_d128_sm89"
+FLASH, FLASH128 = "flash_fwd_f16_d64_sm89", "flash_fwd_bf16_d128_sm89"
+CAUSAL, CAUSAL32 = "flash_fwd_causal_f16_d64_sm89", "flash_fwd_causal_f16_d32_sm89"
+SMALL, GENERAL = "flash_fwd_small_f16_d64_sm89", "flash_fwd_general_f16_d64_sm89"
 
 MATRIX, QK_SOURCE = "attention/matrix.cuh", "unfused/qk_wmma.cuh"
 SOFTMAX_SOURCE, PV_SOURCE = "unfused/softmax.cuh", "unfused/pv_wmma.cuh"
+FLASH_SOURCE, RANGE, MASK = "flash_fwd/flash_fwd_sm80.cuh", "attention/block_range.cuh", "attention/mask.cuh"
+PRODUCTS, SWIZZLE = "attention/products.cuh", "attention/swizzle.cuh"
+ONLINE, COMBINE = "attention/softmax.cuh", "attention/combine.cuh"
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,15 @@ class Mutant:
     nth: int | None = None  # which occurrence; None: there must be exactly one
 
 
+def family_of(stem: str) -> str:
+    """What its kernels have in common: qk, softmax, pv, or a family of the fused forward."""
+    return re.split("(?:_wmma)?_b?f16_", stem)[0]
+
+
 def _of(source: str, stem: str, *rows: tuple[str, ...]) -> list[Mutant]:
     """Rows of (name, old, new) or (name, old, new, nth)."""
     return [
-        Mutant(f"{stem.split('_')[0]}: {name}", stem, source, old, new, int(rest[0]) if rest else None)
+        Mutant(f"{family_of(stem)}: {name}", stem, source, old, new, int(rest[0]) if rest else None)
         for name, old, new, *rest in rows
     ]
 
@@ -171,6 +183,162 @@ MUTANTS: list[Mutant] = [
         ("pieces of O overlap", "&smem.O[warp_row][warp_col + 16 * n]", "&smem.O[warp_row][warp_col]"),
         ("only the first piece is multiplied", "wmma::mma_sync(O_frag[n], P_frag, V_frag, O_frag[n]);", "if (n == 0) wmma::mma_sync(O_frag[n], P_frag, V_frag, O_frag[n]);"),
     ),
+    # the fused forward: Q, K and V in shared memory, their copies and waits
+    *_of(
+        FLASH_SOURCE,
+        FLASH,
+        ("no barrier before Q is read", "__syncthreads();  // Q_smem is", "// Q_smem is"),
+        ("Q is not waited for", "ptx::cp_async_wait<1>();\n            __syncthreads();  // Q_smem is", "__syncthreads();  // Q_smem is"),
+        ("no barrier in the loop", "__syncthreads();  // K_smem (with", "// K_smem (with"),
+        ("a tile is not waited for", "ptx::cp_async_wait<0>();\n                __syncthreads();  // K_smem (with", "__syncthreads();  // K_smem (with"),
+        ("the group of Q and K is not closed", "ptx::cp_async_commit();\n            V_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);\n            ptx", "V_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);\n            ptx"),
+        ("the group of V is not closed", "ptx::cp_async_commit();\n            ptx::cp_async_wait<1>();\n            __syncthreads();  // Q_smem is", "ptx::cp_async_wait<1>();\n            __syncthreads();  // Q_smem is"),
+        ("the groups of the loop are not closed", "ptx::cp_async_commit();\n\n                if (MASKED", "if (MASKED"),
+        ("the next K goes to this stage", "K_loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));\n                    V", "K_loader.load((tile - 1) * BLOCK_KV, stage(tile));\n                    V"),
+        ("V comes from the other stage", "multiply_pv<T, 0, KEYS>(O, P, V, stage(tile))", "multiply_pv<T, 0, KEYS>(O, P, V, stage(tile + 1))"),
+        ("the first tile is left out", "tile >= 0; --tile) step.template operator()<Masked::kPerhaps>", "tile > 0; --tile) step.template operator()<Masked::kPerhaps>"),
+        ("accumulators are not zeroed", "O[t][d][e] = 0.f;", "(void)0;"),
+        ("heads are counted over all batches", "head = batch_head - batch * p.num_heads.value", "head = batch_head"),
+        ("every query head has keys of its own", "divide(head, p.group)", "head"),
+        ("blocks and heads are swapped", "p.row_blocks - 1 - outer : inner", "p.row_blocks - 1 - outer : outer"),
+        ("rows past the end are written", "if (row < p.seqlen_q && (!kGeneral || col < p.head_dim))", "if (true)"),
+        ("chunks of O are stored to the wrong columns", "8 * (i + lane % 4)", "8 * (i + (lane + 1) % 4)"),
+        ("lse is in base 2", "softmax.m[t][h] * kLn2 + logf(l)", "softmax.m[t][h] + logf(l)"),
+        ("lse is written where none is wanted", "lse.data != nullptr", "true"),
+        ("lse of rows past the end is written", "if (row < p.seqlen_q && lse.data", "if (lse.data"),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        FLASH128,  # one stage
+        ("no barrier before V is read", "__syncthreads();  // V_smem", "// V_smem"),
+        ("V is not waited for", "ptx::cp_async_wait<0>();\n                    __syncthreads();  // V_smem", "__syncthreads();  // V_smem"),
+        ("no barrier before the next V", "__syncthreads();  // K_smem (with", "// K_smem (with"),
+        ("V of the last tile is read again, past its end", "if (tile < last) V_loader", "V_loader"),
+        ("the next K's group is not closed", "ptx::cp_async_commit();\n                }\n                // O", "}\n                // O"),
+    ),
+    *_of(
+        SWIZZLE,
+        FLASH128,
+        ("columns past 64 are read from the first", "+ 2 * step / kSpan * kSpan * 16 +", "+"),
+    ),
+    *_of(
+        SWIZZLE,
+        FLASH,
+        ("chunks are not permuted: banks collide", "kSpan == 8 ? row & 7", "kSpan == 8 ? 0"),
+        ("copies are not permuted", "target(tile + Layout::offset(thread / kSpan, thread % kSpan))", "target(tile + thread / kSpan * Layout::kPitch + thread % kSpan * 16)"),
+        ("reads are not permuted", "base(tile + Layout::offset(row, chunk))", "base(tile + row * Layout::kPitch + chunk * 16)"),
+        ("a row past the end is read", "r + row < rows", "r + row <= rows"),
+    ),
+    *_of(
+        PRODUCTS,
+        FLASH,
+        ("V is not transposed", "ldmatrix_x4_trans", "ldmatrix_x4"),
+        ("fragments of K are swapped", "Q_frag[t], K_frag[2 * n], K_frag[2 * n + 1]", "Q_frag[t], K_frag[n], K_frag[n + 2]"),
+        ("fragments of V are swapped", "V_frag[2 * n], V_frag[2 * n + 1]", "V_frag[n], V_frag[n + 2]"),
+        ("scores are added to what was there", "mma_m16n8k16_from_zero", "mma_m16n8k16"),
+        ("lanes trade with the wrong lanes", "high ? a : c, 2)", "high ? a : c, 1)"),
+    ),
+    *_of(
+        RANGE,
+        FLASH,
+        ("the last key is left out", ": seqlen_k; }", ": seqlen_k - 1; }"),
+        ("one key too many", ": seqlen_k; }", ": seqlen_k + 1; }"),
+        ("the last keys have no tile", "+ BLOCK_KV - 1) / BLOCK_KV", ") / BLOCK_KV"),
+    ),
+    *_of(
+        ONLINE,
+        FLASH,
+        ("l is not rescaled", "l[t][h] *= rescale;", ""),
+        ("half of O is not rescaled", "O[t][d][2 * h + 1] *= rescale;", ""),
+        ("an origin never moves again", "next = fmaxf(m[t][h], quad_max(peak[t][h]) * scale)", "next = m[t][h] > kNoOrigin ? m[t][h] : quad_max(peak[t][h]) * scale"),
+        ("an origin may fall", "next = fmaxf(m[t][h], quad_max(peak[t][h]) * scale)", "next = quad_max(peak[t][h]) * scale"),
+        ("speculation is accepted although too large", "4096.f;", "1e9f;"),
+        ("each lane decides on speculation for itself", "fits = __all_sync(0xffffffffu, fits);", ""),
+        ("accepted sums replace the others", "l[t][h] += sum[t][h];", "l[t][h] = sum[t][h];"),
+        ("refused sums count", "        if (fits) {\n", "        if (true) {\n"),
+        ("the maximum misses two lanes", "return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2))", "return x"),
+        ("the sum misses two lanes", "return x + __shfl_xor_sync(0xffffffffu, x, 2)", "return x"),
+    ),
+    *_of(
+        MASK,
+        FLASH,
+        ("a lane masks its neighbour's columns", "lane % 4 * 2;", "lane % 4;"),
+    ),
+    *_of(
+        ONLINE,
+        CAUSAL,
+        ("each lane decides for itself whether to speculate", "__all_sync(0xffffffffu, seen)", "seen"),
+        ("an empty row has an infinite origin", "kNoOrigin = -FLT_MAX", "kNoOrigin = -INFINITY"),
+    ),
+    # causal: the diagonal and the tiles that it needs
+    *_of(
+        RANGE,
+        CAUSAL,
+        ("causal is aligned to the top left", "row + diagonal + 1", "row + 1"),
+        ("a query does not see its own key", "row + diagonal + 1", "row + diagonal"),
+        ("a query sees one key too many", "row + diagonal + 1", "row + diagonal + 2"),
+        ("tiles end where the first row does", "limit.of_row(last_row)", "limit.of_row(first_row)"),
+        ("the first masked tile is not masked", ") / BLOCK_KV) {}", ") / BLOCK_KV + 1) {}"),
+    ),
+    *_of(
+        MASK,
+        CAUSAL32,
+        ("the last visible key is masked", ">= keys", ">= keys - 1"),
+        ("a key too many is visible", ">= keys", "> keys"),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        CAUSAL,
+        ("the loop of masked tiles ends early", "tile >= tiles.masked; --tile", "tile > tiles.masked; --tile"),
+        ("a warp skips tiles that its last rows see", "warp_row + 16 * M_TILES - 1 + limit.diagonal", "warp_row + limit.diagonal"),
+        ("a skipped tile is added all the same", "if (MASKED == Masked::kNo || !outside(tile)) multiply_pv", "multiply_pv"),
+        ("an empty row is divided by zero", "l == 0.f ? 0.f : __fdividef(1.f, l)", "__fdividef(1.f, l)"),
+        ("blocks without keys make a tile", "if (tiles.end > 0)", "if (true)"),
+    ),
+    # small: S of the next tile between P and O of this one, and warps that share rows
+    *_of(
+        FLASH_SOURCE,
+        SMALL,
+        ("no barrier before the first tile", "__syncthreads();  // Q_smem and", "// Q_smem and"),
+        ("the first tile is not waited for", "ptx::cp_async_wait<1>();\n            __syncthreads();  // Q_smem and", "__syncthreads();  // Q_smem and"),
+        ("no barrier in the loop", "__syncthreads();  // K of the next", "// K of the next"),
+        ("a tile is not waited for", "ptx::cp_async_wait<0>();\n                __syncthreads();  // K of the next", "__syncthreads();  // K of the next"),
+        ("the groups of the loop are not closed", "ptx::cp_async_commit();\n                }\n                softmax.settle", "}\n                softmax.settle"),
+        ("K travels to the stage in use", "K_loader.load((tile - 2) * BLOCK_KV, stage(tile))", "K_loader.load((tile - 2) * BLOCK_KV, stage(tile - 1))"),
+        ("K is read before its beginning", "if (tile > 1) K_loader", "K_loader"),
+        ("the next S is made of this K", "multiply_qk<T, FIRST, SLICE>(S, Q, K, stage(tile - 1))", "multiply_qk<T, FIRST, SLICE>(S, Q, K, stage(tile))"),
+        ("the last tile is not masked", "mask(S, limit, warp_row, first_key(last));", ""),
+        ("both warps have the mask of the first keys", "tile * BLOCK_KV + key_warp * KEYS", "tile * BLOCK_KV"),
+    ),
+    *_of(
+        COMBINE,
+        SMALL,
+        ("no barrier before the state is read", "__syncthreads();  // smem.state", "// smem.state"),
+        ("no barrier before parts are added", "__syncthreads();  // smem.O", "// smem.O"),
+        ("a part of l is left out", "w < KEY_WARPS; ++w) l +=", "w < KEY_WARPS - 1; ++w) l +="),
+        ("parts of l are not rescaled", "part[w].y * ptx::exp2_approx(part[w].x - m)", "part[w].y"),
+        ("half of O's parts are not rescaled", "O[t][d][2 * h] *= factor;", ""),
+        ("the maximum is the last one", "m = fmaxf(m, part[w].x);", "m = part[w].x;"),
+        ("a part of O is left out", "sum.w += part.w;", "sum.w = part.w;"),
+        ("warps store to columns that overlap", "return key_warp * kOwnTiles * 8;", "return key_warp * kOwnTiles;"),
+    ),
+    # general: any alignment and head_dim
+    *_of(
+        SWIZZLE,
+        GENERAL,
+        ("columns past head_dim are read", "&& chunk * 8 < head_dim", ""),
+        ("rows past the end are read", "valid = first_row + r < rows &&", "valid ="),
+        ("unaligned rows are copied as vectors", "if (matrix.aligned) {", "if (true) {"),
+        ("what is not there is not zeroed", "cp_async_16(target, from, valid ? 16 : 0)", "cp_async_16(target, from, 16)"),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        GENERAL,
+        ("unaligned rows are stored as vectors", "TILES % 4 == 0 && (!kGeneral || O_gmem.aligned)", "TILES % 4 == 0"),
+        ("unaligned rows are stored as pairs", "!kGeneral || O_gmem.aligned);", "true);"),
+        ("columns past head_dim are written as vectors", "(!kGeneral || col < p.head_dim)", "true"),
+        ("columns past head_dim are written as pairs", "(!kGeneral || first_col + 8 * i < p.head_dim)", "true"),
+    ),
 ]  # fmt: skip
 
 ESCAPES = {
@@ -178,6 +346,15 @@ ESCAPES = {
     "a row's offset is computed in 32 bits": "shows above 2^31 elements only; tests/test_unfused.py runs that on a GPU",
     "a block goes on past the last tile": "loads are zero-filled and stores are masked there: it costs time alone",
     "store_tile does not ask whether a vector starts past the end": "each of its elements is asked for itself",
+    "speculation with a row that has no origin yet": "its P are infinite, so it is refused: it costs time alone",
+    "speculation goes on after it has failed": "it is refused and done again: it costs time alone",
+    "blocks of rows start with the first, not the longest": "another order of the same blocks: it costs time alone",
+    "tiles for rows past seqlen_q of a causal block": "they are masked for all rows that are stored: it costs time alone",
+    "all lanes of a row, or all warps of it, write its lse": "the same number; races are looked for between blocks only",
+    "lse of an empty row is not asked for": "its origin plus log 0 is -inf as well",
+    "the pipelined loop has no mask": "without a diagonal the last tile alone needs one, which is masked before the loop",
+    "no barrier before Q where it stays in shared memory": "it is read after the first barrier of the loop",
+    "no barrier before the state of warps overwrites K_smem": "K_smem was last read before the last tile's barrier",
     "ex2.approx is less exact than on the emulator": "the emulator rounds it correctly; the GPU run of the tests sees it",
     "the missing volatile or memory clobber of an asm": "nvcc is free to move it and may not: the PTX is then right",
 }
