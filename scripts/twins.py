@@ -165,7 +165,7 @@ def explanation(twin: Twin, metric: str, gpu: int, emulator: int) -> str | None:
     if metric == LDSM and twin.family == "flash" and gpu <= emulator:
         return "ptxas keeps fragments of Q that the PTX reads again"
     if metric in (SHARED_LOAD_CONFLICTS, SHARED_STORE_CONFLICTS) and abs(gpu - emulator) <= CONFLICT_NOISE:
-        return "the counter varies from run to run: accesses meet the writes of cp.async"
+        return "the counter varies from run to run by as much"
     if metric == LOAD_SECTORS and twin.family != "softmax" and emulator <= gpu <= LDGSTS_SECTORS * emulator:
         return "ncu counts more sectors for LDGSTS in these kernels; alone in a kernel they agree; cause not found"
     return None

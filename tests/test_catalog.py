@@ -130,3 +130,10 @@ def test_the_manifest_is_complete_and_right(arch) -> None:
         assert (
             kernel["shared_static_bytes"] + kernel["shared_dynamic_bytes"] <= 99 * 1024
         )  # fits every arch from 8.0 on
+
+
+def test_no_kernel_adds_by_atomics() -> None:
+    found = sorted((build_folder() / "ptx").glob("*.ptx"))
+    if not found:
+        pytest.skip("nothing is built: make cubin")
+    assert [p.name for p in found if re.search(r"\b(atom|red)\.", p.read_text())] == []

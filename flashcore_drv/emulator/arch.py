@@ -1,9 +1,9 @@
 """What the emulator claims to be: one representative device for each architecture that kernels are built for.
 
-Limits that belong to the architecture come from the table "Technical Specifications per Compute Capability" of the
-CUDA C++ Programming Guide (CUDA 13). What belongs to the product (number of SMs, L2, clocks, memory) comes from the
-data sheets and whitepapers of the device named, and for the H200 from the machine itself. Nothing here is a
-measurement of the emulator, and no emulated time is derived from it.
+Limits that belong to the architecture are those of the table "Technical Specifications per Compute Capability" of the
+CUDA C++ Programming Guide, and product facts (number of SMs, L2, clocks, memory) those of the data sheets, as far as
+known: they were not checked against these documents line by line, least of all sm_120; the H200's were read off the
+machine. Nothing here is a measurement of the emulator, and no emulated time is derived from it.
 """
 
 from __future__ import annotations

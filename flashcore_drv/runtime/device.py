@@ -53,6 +53,11 @@ class Device:
         return 10 * self.attribute("COMPUTE_CAPABILITY_MAJOR") + self.attribute("COMPUTE_CAPABILITY_MINOR")
 
     @functools.cached_property
+    def multiprocessors(self) -> int:
+        """Number of SMs."""
+        return self.attribute("MULTIPROCESSOR_COUNT")
+
+    @functools.cached_property
     def name(self) -> str:
         """For example ``NVIDIA H200``."""
         raw: Any = driver.call("cuDeviceGetName", 256, self.handle)

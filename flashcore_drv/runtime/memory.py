@@ -11,7 +11,7 @@ import numpy.typing as npt
 from . import driver
 from .device import Device
 from .errors import HandleError
-from .stream import Stream
+from .stream import Stream, from_collector
 
 
 def _release(device: Device, address: int, stream: Stream | None) -> None:
@@ -23,14 +23,6 @@ def _release(device: Device, address: int, stream: Stream | None) -> None:
         else:
             driver.call("cuCtxSynchronize")
             driver.call("cuMemFreeAsync", address, 0)
-
-
-def _release_quietly(device: Device, address: int, stream: Stream | None) -> None:
-    """For the garbage collector, which has nobody to tell: the context may be lost or the interpreter ending."""
-    try:
-        _release(device, address, stream)
-    except Exception:
-        return
 
 
 class Buffer:
@@ -53,7 +45,7 @@ class Buffer:
             else:
                 pointer = driver.call("cuMemAllocAsync", size, self._stream.handle)
         self._address = int(pointer)
-        self._finalizer = weakref.finalize(self, _release_quietly, device, self._address, self._stream)
+        self._finalizer = weakref.finalize(self, from_collector, _release, device, self._address, self._stream)
         self._finalizer.atexit = False  # the driver gives everything back at exit
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from . import driver
@@ -12,13 +14,17 @@ from .errors import HandleError
 _DEFAULT_STREAMS = (0, 1, 2)  # legacy (twice) and per-thread
 
 
-def _destroy_quietly(device: Device, handle: int) -> None:
-    """For the garbage collector, which has nobody to tell: the context may be lost or the interpreter ending."""
+def from_collector(release: Callable[..., None], *args: Any) -> None:
+    """Give a resource back for the garbage collector: it warns, for there is nobody to raise to, and goes on."""
     try:
-        with device.active():
-            driver.call("cuStreamDestroy", handle)
-    except Exception:
-        return
+        release(*args)
+    except Exception as error:
+        warnings.warn(f"not given back to the driver: {error}", ResourceWarning, stacklevel=2)
+
+
+def _destroy(device: Device, handle: int) -> None:
+    with device.active():
+        driver.call("cuStreamDestroy", handle)
 
 
 class Stream:
@@ -41,7 +47,7 @@ class Stream:
             flags = driver.module().CUstream_flags.CU_STREAM_NON_BLOCKING
             with device.active():
                 self._handle = int(driver.call("cuStreamCreate", int(flags)))
-            self._finalizer = weakref.finalize(self, _destroy_quietly, device, self._handle)
+            self._finalizer = weakref.finalize(self, from_collector, _destroy, device, self._handle)
             self._finalizer.atexit = False  # the driver gives everything back at exit
 
     @property
@@ -72,9 +78,8 @@ class Stream:
     def close(self) -> None:
         """Destroy the stream, once its work is done, if this object made it. A second call does nothing."""
         handle, self._handle = self._handle, None
-        if self._owned and self._finalizer.detach() is not None:
-            with self.device.active():
-                driver.call("cuStreamDestroy", handle)
+        if self._owned and handle is not None and self._finalizer.detach() is not None:
+            _destroy(self.device, handle)
 
     def __enter__(self) -> Stream:
         return self
