@@ -30,7 +30,7 @@ cubin: $(if $(OWN_PYTHON),,.venv/ready)
 	@$(MAKE) --no-print-directory -j$(JOBS) -f build/rules.mk all
 	@$(PYTHON) scripts/cubins.py table --archs "$(ARCHS)"
 
-CUDA_SOURCES = $(shell git ls-files -co --exclude-standard 'cuda/*.h' 'cuda/*.cuh' 'cuda/*.cu' 'tests/*.cu')
+CUDA_SOURCES = $(shell git ls-files -co --exclude-standard 'cuda/*.h' 'cuda/*.cuh' 'cuda/*.cu' 'scripts/*.cu' 'tests/*.cu')
 PYTHON_SOURCES = flashcore_drv scripts tests
 check: .venv/ready
 	.venv/bin/ruff format --check $(PYTHON_SOURCES)

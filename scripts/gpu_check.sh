@@ -53,7 +53,7 @@ step run python3 scripts/run.py
 step tests tests tests/test_flash_fwd.py tests/test_unfused.py tests/test_runtime.py tests/test_api.py \
     tests/emulator/test_driver_twin.py
 step reference python3 scripts/bench.py reference --json "$out/reference.json"
-step forward python3 scripts/bench.py forward --rounds 8 --json "$out/forward.json"
+step forward python3 scripts/bench.py forward --quick --json "$out/forward.json"
 step bank_conflicts bank_conflicts
 step twins twins
 for tool in memcheck racecheck synccheck initcheck; do step "$tool" sanitize "$tool"; done

@@ -38,7 +38,7 @@ def record(folder: Path) -> dict[str, Any]:
         "shared_load_bank_conflicts": json.loads((folder / "counters.json").read_text()),
         "twins": last_match(folder / "twins.log", r"(?:NOT )?as it must be.*"),
         "resources": manifest["kernels"],
-        "reference": {"peer": reference["peer"], "rows": reference["rows"]},
+        "reference": {name: reference[name] for name in ("ceilings", "peers", "rows")},
     }
 
 

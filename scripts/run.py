@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from staged import StagedAttention, interleaved_us, spread
+from benchmark.measure import EventTimer, interleaved, spread
+from benchmark.staged import StagedAttention
 
 import flashcore_drv as fc
 from flashcore_drv import dispatch, reference, roofline
@@ -147,9 +148,9 @@ def report(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     verdicts = check(problem, inputs, results, args.layout)
     times: dict[str, float] = {}
     if not is_emulated():
-        graphs = {part: run.graph(args.repeat, part).replay for part in run.parts}
-        samples = interleaved_us(graphs, run.stream, args.repeat, ROUNDS)
-        times = {part: spread(x)[0] for part, x in samples.items()}
+        timer = EventTimer(run.stream)
+        samples = {part: timer(run.graph(args.repeat, part).replay, args.repeat) for part in run.parts}
+        times = {part: spread(x)[0] for part, x in interleaved(samples, ROUNDS).items()}
     rows = []
     for part, output in run.outputs.items():
         verdict = verdicts[output]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
 from typing import Any
 
 from flashcore_drv import Unsupported, unfused
@@ -11,12 +9,9 @@ from flashcore_drv.dispatch import select
 from flashcore_drv.dtypes import F32
 from flashcore_drv.plan import plan_flash
 from flashcore_drv.problem import Problem
-from flashcore_drv.runtime import Device, DeviceArray, Event, Graph, Launch, Stream
+from flashcore_drv.runtime import Device, DeviceArray, Graph, Launch, Stream
 
 STAGES = ("qk", "softmax", "pv")
-WARM_UP = 3  # replays that are not counted
-
-Replay = Callable[[Stream], None]
 
 
 class StagedAttention:
@@ -130,32 +125,3 @@ class StagedAttention:
             "softmax": (0, s + p),
             "pv": (problem.flops // 2, p + v + o),
         }[part]
-
-
-def interleaved_us(candidates: dict[str, Replay], stream: Stream, repeat: int, rounds: int) -> dict[str, list[float]]:
-    """GPU microseconds a launch for every candidate, in turns: `rounds` samples each.
-
-    Parameters
-    ----------
-    candidates : dict of str to function of a stream
-        Each queues `repeat` launches in the stream, from a graph.
-    """
-    start, end = Event(stream.device), Event(stream.device)
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(WARM_UP + rounds):
-        for name, replay in candidates.items():
-            start.record(stream)
-            replay(stream)
-            end.record(stream)
-            end.synchronize()
-            if turn >= WARM_UP:
-                times[name].append(end.elapsed_us(start) / repeat)
-    start.close()
-    end.close()
-    return times
-
-
-def spread(samples: list[float]) -> tuple[float, list[float]]:
-    """Median, and the 5th and 95th percentile."""
-    low, *_, high = statistics.quantiles(samples, n=20)
-    return statistics.median(samples), [low, high]

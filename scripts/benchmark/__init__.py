@@ -1,0 +1,1 @@
+"""What the scripts that time share: conditions, timing, peers, ceilings, results as data, and one module a suite."""
