@@ -22,7 +22,7 @@ from reporting.data import Suite, newest  # noqa: E402
 REPORT = ROOT / "scripts" / "report.py"
 README = (
     "# Title\n\n"
-    + "\n".join(f"<!-- report:{name} -->\n<!-- /report:{name} -->\n" for name in tables.BLOCKS)
+    + "\n".join(f"<!-- report:{name} -->\n<!-- /report:{name} -->\n" for name in (*tables.BLOCKS, "l4"))
     + "\nThe end.\n"
 )
 STATE = {"sm_mhz": 1980.0, "memory_mhz": 3201.0, "temperature_c": 40.0, "power_w": 150.0, "throttle": []}
@@ -331,3 +331,11 @@ def test_drawing_is_the_same_each_time(root: Path) -> None:
 def test_the_readme_of_this_repository_is_its_data() -> None:
     done = subprocess.run([sys.executable, REPORT, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_prediction_for_the_l4_is_its_data() -> None:
+    (*_, path) = sorted((REPORT.parent.parent / "benchmarks" / "predicted").glob("*-l4.json"))
+    block = expected_blocks(REPORT.parent.parent, {})["l4"]
+    assert "not measured" in block
+    for row in json.loads(path.read_text())["rows"]:
+        assert f"| {row['problem']} | {'causal' if row['causal'] else 'full'} | `{row['stem']}` |" in block
