@@ -197,7 +197,7 @@ def suite_forward(args: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.synchronize()
         views = [view_of(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v"), (out, "out"))]
         problem = make_problem(*views, causal=causal, layout="bhsd")
-        (kernel,) = select(problem, device.arch, "flash", device.multiprocessors)
+        (kernel,) = select(problem, device.arch, "flash", device)
         addresses = {name: view.address for name, view in zip("qkvo", views)}
         (launch,) = plan_flash(device, kernel, problem, addresses)
         peers = {name: sdpa(q, k, v, backend, causal) for name, backend in PEERS.items()}
