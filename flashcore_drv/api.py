@@ -92,7 +92,7 @@ def attention(
     place = one_device([*inputs, out_view] if isinstance(out_view, ArrayView) else inputs)
     with Operands(place or Device.current(), stream, on_host=place is None) as operands:
         device = operands.device
-        kernels = select(problem, device.arch, impl, device.multiprocessors)
+        kernels = select(problem, device.arch, impl, device)
         address, result = operands.output(out_view)
         addresses = {"o": address} | {x.name: operands.input(x) for x in inputs}
         lse = None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from . import catalog
+from . import catalog, tuned
 from .catalog import CATALOG, KernelSpec
 from .dtypes import DType
 from .errors import InvalidArgument, Unsupported
 from .problem import Problem
+from .tuned import UNKNOWN_GPU, Gpu
 
 IMPLS = ("auto", "flash", "unfused")
 
 _ROW_WARPS_CROSSOVER = 1024  # keys; above it a single warp a row leaves the memory waiting
 
 
-def select(problem: Problem, arch: int, impl: str = "auto", multiprocessors: int = 1) -> tuple[KernelSpec, ...]:
+def select(problem: Problem, arch: int, impl: str = "auto", gpu: Gpu = UNKNOWN_GPU) -> tuple[KernelSpec, ...]:
     """The kernels of a problem, in the order in which they run.
 
     Parameters
@@ -24,8 +25,9 @@ def select(problem: Problem, arch: int, impl: str = "auto", multiprocessors: int
         Compute capability of the GPU: 89 stands for 8.9.
     impl : str
         "flash": one fused kernel. "unfused": scores, softmax and values in three. "auto" is the fastest there is.
-    multiprocessors : int
-        Of the GPU: what a grid can fill.
+    gpu : Gpu
+        Its name and its number of SMs, for choices by time: a :class:`flashcore_drv.Device` or a
+        :class:`~flashcore_drv.tuned.GpuModel`.
 
     Raises
     ------
@@ -37,7 +39,7 @@ def select(problem: Problem, arch: int, impl: str = "auto", multiprocessors: int
     if impl not in IMPLS:
         raise InvalidArgument(f"impl={impl!r}; allowed: {', '.join(map(repr, IMPLS))}")
     if impl != "unfused":
-        return (select_flash(problem, arch, multiprocessors),)
+        return (select_flash(problem, arch, gpu),)
     if problem.seqlen_q == 0 or problem.seqlen_k == 0:
         raise Unsupported(
             f"unfused: required seqlen_q={problem.seqlen_q}, seqlen_k={problem.seqlen_k}; built: lengths from 1; "
@@ -50,7 +52,7 @@ def select(problem: Problem, arch: int, impl: str = "auto", multiprocessors: int
     )
 
 
-def select_flash(problem: Problem, arch: int, multiprocessors: int) -> KernelSpec:
+def select_flash(problem: Problem, arch: int, gpu: Gpu) -> KernelSpec:
     """The fused kernel of a problem. Raises Unsupported."""
     built = catalog.FLASH_HEAD_DIMS
     size = next((d for d in built if problem.head_dim <= d), None)
@@ -64,31 +66,11 @@ def select_flash(problem: Problem, arch: int, multiprocessors: int) -> KernelSpe
         family = "flash_fwd_general"
     elif problem.causal:
         family = "flash_fwd_causal"
-    elif problem.batch_invariant or size not in catalog.FLASH_SMALL_HEAD_DIMS:
-        family = "flash_fwd"  # the small kernel splits the keys in two: another order of addition
     else:
-        family = "flash_fwd_small" if _small_is_faster(problem, multiprocessors) else "flash_fwd"
+        family = "flash_fwd"
+    if not problem.batch_invariant:  # alternatives add in another order, and which is the fastest depends on the batch
+        family = tuned.fastest(family, size, problem, arch, gpu)
     return _find(family, problem.dtype, f"d{size}", arch)
-
-
-# Rows of a block, blocks that an SM works at together, and time of a block for each key, in the time of a small one:
-# with another block on the SM, and alone on it (cuda/NOTES.md, "Fused", has the measurements).
-_SMALL, _LARGE = (32, 2, 1.00, 0.70), (128, 2, 2.35, 1.50)
-
-
-def _small_is_faster(problem: Problem, multiprocessors: int) -> bool:
-    """By wave quantisation: the waves of blocks that the GPU works through, each as long as a block takes in it."""
-    small, large = (_waves_time(problem, multiprocessors, *x) for x in (_SMALL, _LARGE))
-    return small < large
-
-
-def _waves_time(
-    problem: Problem, multiprocessors: int, rows: int, blocks_an_sm: int, together: float, alone: float
-) -> float:
-    blocks = -(-problem.seqlen_q // rows) * problem.batch * problem.num_heads
-    if blocks <= multiprocessors:
-        return alone
-    return -(-blocks // (multiprocessors * blocks_an_sm)) * together
 
 
 _LONGEST_ROW_STRIDE = 1 << 26  # elements: a thread's rows stay within 32 bits of bytes (cuda/attention/swizzle.cuh)

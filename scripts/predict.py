@@ -73,7 +73,7 @@ class Models:
 
     def predict(self, shape: Shape, causal: bool) -> dict[str, Any]:
         """A problem, with the kernel that dispatch takes."""
-        spec = select_flash(shape.problem(causal), self.gpu.arch, self.gpu.multiprocessors)
+        spec = select_flash(shape.problem(causal), self.gpu.arch, self.gpu)
         if spec.family == "flash_fwd_general":
             raise Unsupported(f"{shape}: the general kernel is not modelled; head_dim 32, 64, 96, 128, 192 or 256")
         return self.of(spec).predict(shape, causal)

@@ -13,6 +13,7 @@ from flashcore_drv.dtypes import BF16, F16
 from flashcore_drv.errors import InvalidArgument, Unsupported
 from flashcore_drv.plan import contiguous
 from flashcore_drv.problem import Matrices, Problem
+from flashcore_drv.tuned import GpuModel
 
 SUPPORTED_ARCHS = (80, 86, 87, 89, 90, 100, 120)
 LARGEST_HEAD_DIM, LARGEST_FUSED_HEAD_DIM = max(catalog.UNFUSED_HEAD_DIMS), max(catalog.FLASH_HEAD_DIMS)
@@ -47,7 +48,7 @@ too_wide_for_fused = problems(st.integers(LARGEST_FUSED_HEAD_DIM // 8 + 1, 64).m
     sms=st.integers(1, 200),
 )
 def test_the_fused_kernel_fits_the_problem_and_the_gpu(problem, arch, impl, sms) -> None:
-    (spec,) = dispatch.select(problem, arch, impl, sms)
+    (spec,) = dispatch.select(problem, arch, impl, GpuModel(multiprocessors=sms))
     assert spec in CATALOG
     assert spec.dtype is problem.dtype
     assert spec.arch == max(a for a in catalog.PTX_ARCHS if a <= arch)
@@ -68,7 +69,7 @@ def test_rows_too_far_apart_for_32_bits_get_the_general_kernel() -> None:
 
 @pytest.mark.parametrize(("heads", "seqlen", "family"), [(8, 512, "flash_fwd_small"), (64, 512, "flash_fwd")])
 def test_few_blocks_get_the_kernel_of_few_rows(heads, seqlen, family) -> None:
-    (spec,) = dispatch.select(problem_of(1, heads, 1, seqlen, seqlen, 64, F16, False), 89, multiprocessors=132)
+    (spec,) = dispatch.select(problem_of(1, heads, 1, seqlen, seqlen, 64, F16, False), 90, gpu=GpuModel("", 132))
     assert spec.family == family
 
 

@@ -16,8 +16,10 @@ from profiling.launch import work_of  # noqa: E402
 from profiling.verdict import Verdict  # noqa: E402
 
 from flashcore_drv.errors import InvalidArgument  # noqa: E402
+from flashcore_drv.tuned import GpuModel  # noqa: E402
 
 SAMPLE = ROOT / "tests" / "golden" / "profile"
+H200 = GpuModel("NVIDIA H200", 132)
 
 
 def profile(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -114,14 +116,14 @@ def test_bank_conflicts_are_a_share_of_wavefronts() -> None:
 
 
 def test_a_problem_gets_the_kernel_of_dispatch_and_a_stem_its_own() -> None:
-    small = work_of("1x8x512x512x64", False, "f16", 132, 90)
+    small = work_of("1x8x512x512x64", False, "f16", 90, H200)
     assert small.spec.stem == "flash_fwd_small_f16_d64_sm89"
-    grouped = work_of("2x32/8x4096x4096x128", True, "bf16", 132, 90)
+    grouped = work_of("2x32/8x4096x4096x128", True, "bf16", 90, H200)
     assert (grouped.spec.stem, grouped.shape.heads_kv) == ("flash_fwd_causal_bf16_d128_sm89", 8)
-    stem = work_of("flash_fwd_causal_f16_d256_sm89", False, "f16", 132, 90)
+    stem = work_of("flash_fwd_causal_f16_d256_sm89", False, "f16", 90, H200)
     assert (str(stem.shape), stem.causal) == ("4x8x4096x4096x256", True)
     with pytest.raises(InvalidArgument, match="neither a problem"):
-        work_of("flash_fwd_f16_d65", False, "f16", 132, 90)
+        work_of("flash_fwd_f16_d65", False, "f16", 90, H200)
 
 
 def test_without_a_gpu_it_says_so() -> None:

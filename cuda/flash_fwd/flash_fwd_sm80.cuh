@@ -19,12 +19,13 @@
 
 namespace flashcore {
 
-template <typename Element, int HEAD_DIM_, Variant VARIANT>
+// TILING: the table's, or another that scripts/tune.py tries.
+template <typename Element, int HEAD_DIM_, Variant VARIANT, Tiling TILING = tiling<HEAD_DIM_, VARIANT>()>
 struct FlashFwdSm80 {
     using T = Element;
     using Params = FlashFwdParams;
     static constexpr int HEAD_DIM = HEAD_DIM_;
-    static constexpr Tiling kTiling = tiling<HEAD_DIM, VARIANT>();
+    static constexpr Tiling kTiling = TILING;
     static constexpr bool kGeneral = VARIANT == Variant::kGeneral;
     static constexpr bool DIAGONAL = VARIANT == Variant::kCausal || kGeneral;
     static constexpr bool kHeadsFirst = DIAGONAL;  // and the last, longest rows before the others

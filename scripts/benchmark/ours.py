@@ -49,7 +49,7 @@ class Ours:
         problem = make_problem(
             *(view_of(arrays[name], name) for name in "qkvo"), causal=self.case.causal, layout="bhsd"
         )
-        (kernel,) = select(problem, self.device.arch, "flash", self.device.multiprocessors)
+        (kernel,) = select(problem, self.device.arch, "flash", self.device)
         self.stem = kernel.stem
         addresses = {name: x.address for name, x in arrays.items()}
         (launch,) = plan_flash(self.device, kernel, problem, addresses)

@@ -79,7 +79,7 @@ class StagedAttention:
         self.outputs |= {"qk": "s", "softmax": "p", "pv": "o", "unfused": "o"}
 
     def _add_flash(self, shape: tuple[int, ...]) -> None:
-        (kernel,) = select(self.problem, self.device.arch, "flash", self.device.multiprocessors)
+        (kernel,) = select(self.problem, self.device.arch, "flash", self.device)
         addresses = self._inputs() | {
             "o": self._output("flash o", shape, self.problem.dtype.to_numpy()),
             "lse": self._output("flash lse", self.problem.q.shape[:3], F32.to_numpy()),

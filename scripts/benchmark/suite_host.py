@@ -91,7 +91,7 @@ class Ours:
         self.device, self.stream, self.arrays = device, Stream(device), [tensors.device[name] for name in "qkv"]
         self.out = DeviceArray.empty(tensors.case.shapes["o"], tensors.case.dtype.to_numpy(), device)
         problem = self.validate()
-        (kernel,) = select(problem, device.arch, "flash", device.multiprocessors)
+        (kernel,) = select(problem, device.arch, "flash", device)
         addresses = {name: x.address for name, x in zip("qkvo", [*self.arrays, self.out])}
         (launch,) = plan_flash(device, kernel, problem, addresses)
         loaded = images.load(kernel, device)
@@ -114,7 +114,7 @@ class Ours:
 
     def validate_and_select(self) -> None:
         """All that attention() does before it touches the GPU."""
-        select(self.validate(), self.device.arch, "auto", self.device.multiprocessors)
+        select(self.validate(), self.device.arch, "auto", self.device)
 
     def bare(self, kernel: Any, blocks: int, threads: int) -> Callable[[], Any]:
         """A call of the driver and nothing else."""

@@ -104,7 +104,7 @@ def main() -> None:
             raise NoDriverError("there is no GPU here, only the emulator; scripts/sanitize.py counts on it")
         device = None if args.read else Device.current()
         for what in args.what if device else ():
-            work = work_of(what, args.causal, args.dtype, device.multiprocessors, device.arch)
+            work = work_of(what, args.causal, args.dtype, device.arch, device)
             if args.launch:
                 work.run()
                 continue

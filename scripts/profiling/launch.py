@@ -14,6 +14,7 @@ from flashcore_drv.dtypes import BF16, F16
 from flashcore_drv.errors import InvalidArgument
 from flashcore_drv.plan import plan_flash
 from flashcore_drv.runtime import Device, DeviceArray, Stream
+from flashcore_drv.tuned import Gpu
 
 WARM = 2  # launches before the one that counts
 
@@ -52,7 +53,7 @@ class Work:
         device.synchronize()
 
 
-def work_of(what: str, causal: bool, dtype: str, multiprocessors: int, arch: int) -> Work:
+def work_of(what: str, causal: bool, dtype: str, arch: int, gpu: Gpu) -> Work:
     """The kernel and the problem that a command line names.
 
     Parameters
@@ -61,8 +62,10 @@ def work_of(what: str, causal: bool, dtype: str, multiprocessors: int, arch: int
         A stem of the catalog, or a problem as in `Shape.parse`.
     causal, dtype : bool, str
         Of a problem; a stem says them itself.
-    multiprocessors, arch : int
-        Of the GPU: what dispatch chooses by.
+    arch : int
+        Compute capability of the GPU.
+    gpu : Gpu
+        What dispatch chooses by.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def work_of(what: str, causal: bool, dtype: str, multiprocessors: int, arch: int
     """
     if shape := Shape.parse(what):
         problem = shape.problem(causal, {"f16": F16, "bf16": BF16}[dtype])
-        return Work(select_flash(problem, arch, multiprocessors), shape, causal)
+        return Work(select_flash(problem, arch, gpu), shape, causal)
     spec = next((s for s in CATALOG if s.stem == what), None)
     if spec is None:
         raise InvalidArgument(f"{what!r} is neither a problem (4x32x4096x4096x64) nor a kernel of the catalog")
