@@ -7,8 +7,9 @@ Importing the package does no CUDA work.
 """
 
 from . import unfused
-from .api import attention
+from .api import attention, attention_varlen
 from .errors import InvalidArgument, KernelImageError, Unsupported
+from .merge import attention_merge
 from .runtime import Device, DeviceArray, DriverError, HandleError, NoDriverError, Stream
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Stream",
     "Unsupported",
     "attention",
+    "attention_merge",
+    "attention_varlen",
     "unfused",
 ]
 __version__ = "0.1.0"

@@ -98,18 +98,64 @@ UNFUSED_PARAMS = Struct(
     ),
 )
 DIVISOR = Struct("Divisor", "abi/divisor.h", (("multiplier", "Q"), ("shift", "i"), ("value", "i")))
+SEQUENCES = Struct(
+    "Sequences",
+    "abi/sequences.h",
+    (
+        *((name, "i") for name in ("seqlen_q", "seqlen_k", "total_q", "total_k")),
+        *((name, "Q") for name in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k")),
+    ),
+)
+SCORE_TERMS = Struct(
+    "ScoreTerms",
+    "abi/score_terms.h",
+    (
+        ("bias", TENSOR),
+        ("alibi_slopes", "Q"),
+        ("alibi_batch_stride", "q"),
+        ("bias_type", "i"),
+        ("bias_col_stride", "i"),
+        ("bias_pairs", "i"),
+        ("softcap_log2", "f"),
+        ("softcap_inverse", "f"),
+        ("unused", "i"),
+    ),
+)
 FLASH_FWD_PARAMS = Struct(
     "FlashFwdParams",
     "abi/flash_fwd_params.h",
     (
         *((name, TENSOR) for name in ("q", "k", "v", "o", "lse")),
         *((name, DIVISOR) for name in ("grid_inner", "num_heads", "group")),
-        *((name, "i") for name in ("row_blocks", "seqlen_q", "seqlen_k", "head_dim", "diagonal")),
+        *((name, "i") for name in ("row_blocks", "head_dim", "head_dim_v", "window_left", "window_right")),
         ("scale_log2", "f"),
-        ("unused", "i"),
+        ("sequences", SEQUENCES),
+        ("sinks", "Q"),
     ),
 )
-STRUCTS = (KERNEL_INFO, TENSOR, UNFUSED_PARAMS, DIVISOR, FLASH_FWD_PARAMS)
+FLASH_FWD_SCORED_PARAMS = Struct(
+    "FlashFwdScoredParams", "abi/flash_fwd_params.h", (("fwd", FLASH_FWD_PARAMS), ("terms", SCORE_TERMS))
+)
+MERGE_PARAMS = Struct(
+    "MergeParams",
+    "abi/merge_params.h",
+    (
+        *((name, TENSOR) for name in ("out_a", "lse_a", "out_b", "lse_b", "out", "lse")),
+        *((name, DIVISOR) for name in ("seqlen_q", "num_heads")),
+        *((name, "i") for name in ("rows", "head_dim_v")),
+    ),
+)
+STRUCTS = (
+    KERNEL_INFO,
+    TENSOR,
+    UNFUSED_PARAMS,
+    DIVISOR,
+    SEQUENCES,
+    SCORE_TERMS,
+    FLASH_FWD_PARAMS,
+    FLASH_FWD_SCORED_PARAMS,
+    MERGE_PARAMS,
+)
 
 
 def divisor(value: int) -> dict[str, int | float]:

@@ -21,7 +21,7 @@ class KernelSpec:
 
     family: str
     dtype: DType
-    size: str  # what the variants of a family differ in: "d64" (largest head_dim) or "w8" (warps a row)
+    size: str  # what the variants of a family differ in: "d64" (largest head_dim), "w8" (warps a row), "r32" (rows)
     arch: int  # compute capability of its PTX: 89 stands for compute_89
     header: str
     cpp: str
@@ -62,26 +62,43 @@ FLASH_SMALL_HEAD_DIMS = (32, 64, 96, 128)
 FLASH_VARIANTS = {
     "flash_fwd": ("Full", FLASH_HEAD_DIMS),
     "flash_fwd_causal": ("Causal", FLASH_HEAD_DIMS),
+    "flash_fwd_window": ("Window", FLASH_HEAD_DIMS),
     "flash_fwd_general": ("General", FLASH_HEAD_DIMS),
+    "flash_fwd_scored": ("Scored", FLASH_HEAD_DIMS),
     "flash_fwd_small": ("Small", FLASH_SMALL_HEAD_DIMS),
 }
 """Families of the fused forward: the name of their ``Variant`` (``cuda/flash_fwd/traits.cuh``) and its head_dims."""
 
-HEADS_FIRST = ("flash_fwd_causal", "flash_fwd_general")
+HEADS_FIRST = ("flash_fwd_causal", "flash_fwd_window", "flash_fwd_general", "flash_fwd_scored")
 """Families whose grid counts heads fastest and starts with the last rows; the others count blocks of rows fastest."""
 
 
 def _flash_fwd(arch: int, dtype: DType) -> list[KernelSpec]:
-    header, params = "flash_fwd/flash_fwd_sm80.cuh", abi.FLASH_FWD_PARAMS
-    return [
-        KernelSpec(family, dtype, f"d{d}", arch, header, f"FlashFwdSm80<{dtype.cpp}, {d}, Variant::k{variant}>", params)
-        for family, (variant, head_dims) in FLASH_VARIANTS.items()
-        for d in head_dims
-    ]
+    header = "flash_fwd/flash_fwd_sm80.cuh"
+    specs = []
+    for family, (variant, head_dims) in FLASH_VARIANTS.items():
+        params = abi.FLASH_FWD_SCORED_PARAMS if variant == "Scored" else abi.FLASH_FWD_PARAMS
+        for d in head_dims:
+            row = f"tiling<{d}, Variant::k{variant}, {arch}>()"
+            cpp = f"FlashFwdSm80<{dtype.cpp}, {d}, Variant::k{variant}, {row}>"
+            specs.append(KernelSpec(family, dtype, f"d{d}", arch, header, cpp, params))
+    return specs
+
+
+MERGE_ROWS = 32
+"""Rows that a block of the merge makes."""
+
+
+def _merge(arch: int, dtype: DType) -> KernelSpec:
+    cpp = f"Merge<{dtype.cpp}, {MERGE_ROWS}>"
+    return KernelSpec("attention_merge", dtype, f"r{MERGE_ROWS}", arch, "flash_fwd/merge.cuh", cpp, abi.MERGE_PARAMS)
 
 
 CATALOG: tuple[KernelSpec, ...] = tuple(
-    spec for arch in PTX_ARCHS for dtype in (F16, BF16) for spec in (*_unfused(arch, dtype), *_flash_fwd(arch, dtype))
+    spec
+    for arch in PTX_ARCHS
+    for dtype in (F16, BF16)
+    for spec in (*_unfused(arch, dtype), *_flash_fwd(arch, dtype), _merge(arch, dtype))
 )
 
 

@@ -40,11 +40,7 @@ def select(problem: Problem, arch: int, impl: str = "auto", gpu: Gpu = UNKNOWN_G
         raise InvalidArgument(f"impl={impl!r}; allowed: {', '.join(map(repr, IMPLS))}")
     if impl != "unfused":
         return (select_flash(problem, arch, gpu),)
-    if problem.seqlen_q == 0 or problem.seqlen_k == 0:
-        raise Unsupported(
-            f"unfused: required seqlen_q={problem.seqlen_q}, seqlen_k={problem.seqlen_k}; built: lengths from 1; "
-            'missing: a length of 0, which impl="flash" takes'
-        )
+    _check_unfused(problem)
     return (
         select_qk(problem.dtype, problem.head_dim, arch),
         select_softmax(problem.dtype, problem.seqlen_k, arch),
@@ -52,23 +48,52 @@ def select(problem: Problem, arch: int, impl: str = "auto", gpu: Gpu = UNKNOWN_G
     )
 
 
+def _check_unfused(problem: Problem) -> None:
+    """Raise Unsupported for what only the fused kernels do."""
+    lacking = {
+        f"window_size ({problem.window_left}, {problem.window_right})": problem.windowed and not problem.causal,
+        f"softcap {problem.softcap}": problem.softcap != 0,
+        "alibi_slopes": problem.alibi_batch_stride is not None,
+        "bias": problem.bias is not None,
+        "sinks": problem.sinks,
+        "seqused_k": problem.seqused_k,
+        "packed sequences": problem.varlen is not None,
+        f"head_dim_v {problem.head_dim_v} beside head_dim {problem.head_dim}": problem.head_dim_v != problem.head_dim,
+        "a length of 0": 0 in (problem.seqlen_q, problem.seqlen_k),
+    }
+    if missing := [name for name, wanted in lacking.items() if wanted]:
+        raise Unsupported(
+            f"unfused: required seqlen_q={problem.seqlen_q}, seqlen_k={problem.seqlen_k} and options; "
+            "built: full and causal attention, one head_dim, lengths from 1; "
+            f'missing: {", ".join(missing)}, which impl="flash" takes'
+        )
+
+
 def select_flash(problem: Problem, arch: int, gpu: Gpu) -> KernelSpec:
     """The fused kernel of a problem. Raises Unsupported."""
     built = catalog.FLASH_HEAD_DIMS
-    size = next((d for d in built if problem.head_dim <= d), None)
+    size = next((d for d in built if max(problem.head_dim, problem.head_dim_v) <= d), None)
     if size is None:
+        name = "head_dim" if problem.head_dim > max(built) else "head_dim_v"
         raise Unsupported(
-            f"flash_fwd: required head_dim={problem.head_dim}, dtype={problem.dtype}, sm_{arch}; "
-            f"built: head_dim up to {max(built)} ({', '.join(map(str, built))}); missing: head_dim {problem.head_dim}"
+            f"flash_fwd: required head_dim={problem.head_dim}, head_dim_v={problem.head_dim_v}, "
+            f"dtype={problem.dtype}, sm_{arch}; built: head_dim and head_dim_v up to {max(built)} "
+            f"({', '.join(map(str, built))}); missing: {name} {getattr(problem, name)}"
         )
     rows = max(x.row_stride for x in (problem.q, problem.k, problem.v))
-    if problem.head_dim != size or not problem.aligned or rows > _LONGEST_ROW_STRIDE:
+    whole = problem.head_dim == problem.head_dim_v == size
+    if problem.scored:
+        family = "flash_fwd_scored"
+    elif not whole or not problem.aligned or rows > _LONGEST_ROW_STRIDE:
         family = "flash_fwd_general"
     elif problem.causal:
         family = "flash_fwd_causal"
+    elif problem.windowed:
+        family = "flash_fwd_window"
     else:
         family = "flash_fwd"
-    if not problem.batch_invariant:  # alternatives add in another order, and which is the fastest depends on the batch
+    # alternatives take neither lengths nor sinks, and add in another order, which must not depend on the batch
+    if problem.one_length and not problem.sinks and not problem.batch_invariant:
         family = tuned.fastest(family, size, problem, arch, gpu)
     return _find(family, problem.dtype, f"d{size}", arch)
 
@@ -90,6 +115,11 @@ def select_softmax(dtype: DType, seqlen_k: int, arch: int) -> KernelSpec:
 def select_pv(dtype: DType, head_dim: int, arch: int) -> KernelSpec:
     """The kernel of O = P @ V. Raises Unsupported."""
     return _by_head_dim("pv_wmma", dtype, head_dim, arch)
+
+
+def select_merge(dtype: DType, arch: int) -> KernelSpec:
+    """The kernel that puts two results together. Raises Unsupported."""
+    return _find("attention_merge", dtype, f"r{catalog.MERGE_ROWS}", arch)
 
 
 def _by_head_dim(family: str, dtype: DType, head_dim: int, arch: int) -> KernelSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from .errors import InvalidArgument
 from .interop.arrays import ArrayView, host_array
 from .runtime import Device, DeviceArray, Event, HandleError, Stream
 from .runtime.memory import contiguous_strides
+
+_SIDE_ALIGNMENT = 16  # bytes, enough for vectors of any element
 
 
 class NewArray:
@@ -25,10 +27,13 @@ class NewArray:
         self.name, self.shape, self.dtype, self.strides = name, shape, dtype, contiguous_strides(shape)
 
 
-def one_device(views: Sequence[ArrayView]) -> Device | None:
-    """The GPU on which all arrays are; None where all are on the host. Raises InvalidArgument for a mixture."""
+def one_device(views: Sequence[ArrayView], sides: Iterable[ArrayView] = ()) -> Device | None:
+    """The GPU on which all arrays are; None where all are on the host. Raises InvalidArgument for a mixture.
+
+    `sides`, small inputs, may be on the host even so.
+    """
     first = views[0]
-    for x in views[1:]:
+    for x in (*views[1:], *(s for s in sides if s.device is not None)):
         if x.device != first.device:
             where = [f"{y.name} on {y.device or 'the host'}" for y in (first, x)]
             raise InvalidArgument(f"{' and '.join(where)}; all arrays must be in one place")
@@ -80,6 +85,26 @@ class Operands(contextlib.ExitStack):
         copy.copy_from(array, self.stream)
         return copy.address
 
+    def side_inputs(self, views: Iterable[ArrayView]) -> dict[str, int]:
+        """Device addresses of small inputs by name. Those on the host go up in one copy, which is not waited for."""
+        addresses: dict[str, int] = {}
+        on_host: list[tuple[int, ArrayView]] = []
+        size = 0
+        for x in views:
+            if x.device is not None:
+                addresses[x.name] = self.input(x)
+            else:
+                on_host.append((size, x))
+                size = -(-(size + x.owner.nbytes) // _SIDE_ALIGNMENT) * _SIDE_ALIGNMENT
+        if on_host:
+            together = np.empty(size, np.uint8)  # pageable, whatever the caller's arrays are
+            copy = self.scratch(together.shape, together.dtype)
+            for at, x in on_host:
+                together[at : at + x.owner.nbytes] = np.ascontiguousarray(x.owner).reshape(-1).view(np.uint8)
+                addresses[x.name] = copy.address + at
+            copy.copy_from(together, self.stream, wait=False)
+        return addresses
+
     def _wait_for_producer(self, view: ArrayView) -> None:
         if view.producer_stream is not None and view.producer_stream != self.stream.handle:
             ready = Event(self.device)
@@ -87,8 +112,11 @@ class Operands(contextlib.ExitStack):
             ready.record(Stream(self.device, view.producer_stream))
             self.stream.wait(ready)
 
-    def output(self, view: ArrayView | NewArray) -> tuple[int, Any]:
-        """Device address of an output, and the array that the caller gets."""
+    def output(self, view: ArrayView | NewArray, partial: bool = False) -> tuple[int, Any]:
+        """Device address of an output, and the array that the caller gets.
+
+        With `partial`, kernels may leave elements out: on the host those keep their values, or are 0 in a new array.
+        """
         if isinstance(view, ArrayView) and view.device is not None:
             self._wait_for_producer(view)
             return view.address, view.owner
@@ -101,8 +129,10 @@ class Operands(contextlib.ExitStack):
 
             self.push(discard)
             return made.address, made
-        result = view.owner if isinstance(view, ArrayView) else np.empty(view.shape, view.dtype)
+        result = view.owner if isinstance(view, ArrayView) else np.zeros(view.shape, view.dtype)
         copy = self.scratch(view.shape, view.dtype)
+        if partial:
+            copy.copy_from(result, self.stream)
 
         def fetch(kind: type[BaseException] | None, *_: object) -> None:
             if kind is None:

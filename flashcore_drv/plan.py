@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from . import abi
 from .catalog import HEADS_FIRST, KernelSpec
+from .dtypes import BF16, F16, F32
 from .errors import Unsupported
 from .images import LoadedKernel, load
-from .problem import MAX_SEQLEN, Matrices, Problem
+from .problem import Matrices, MergeProblem, Packed, Problem
 from .runtime import Device, Launch
 
 _MAX_BLOCKS = (1 << 31) - 1  # gridDim.x
@@ -53,42 +54,94 @@ def unfused_params(
     return abi.UNFUSED_PARAMS.pack(values)
 
 
-def flash_params(problem: Problem, addresses: Mapping[str, int], tile_rows: int, heads_first: bool) -> bytes:
-    """The bytes of ``FlashFwdParams``.
+def flash_params(spec: KernelSpec, problem: Problem, addresses: Mapping[str, int], tile_rows: int) -> bytes:
+    """The bytes of a fused forward kernel's parameters, ``FlashFwdParams`` or ``FlashFwdScoredParams``.
 
     Parameters
     ----------
+    spec : KernelSpec
+        The kernel.
     problem : Problem
         With at least one query.
     addresses : mapping of str to int
-        Device addresses of q, k, v, o and, if wanted, lse [batch, num_heads, seqlen_q].
+        Device addresses of q, k, v, o and of what the problem has of lse, bias, alibi_slopes, sinks, cu_seqlens_q,
+        cu_seqlens_k and seqused_k.
     tile_rows : int
         Rows of the result that a block of the kernel makes.
-    heads_first : bool
-        Whether the kernel counts heads fastest in its grid, else blocks of rows.
     """
+    packed = problem.varlen or Packed(0, 0)
     row_blocks = -(-problem.seqlen_q // tile_rows)
     lse = contiguous(problem.batch, problem.num_heads, problem.seqlen_q, 1)
-    dims = {"q": problem.q, "k": problem.k, "v": problem.v, "o": problem.o, "lse": lse}
+    if problem.varlen:
+        lse = Matrices(problem.batch, problem.num_heads, problem.seqlen_q, 1, 0, packed.total_q, 1)
     values: dict[str, int | float] = {
         "row_blocks": row_blocks,
-        "seqlen_q": problem.seqlen_q,
-        "seqlen_k": problem.seqlen_k,
         "head_dim": problem.head_dim,
-        "diagonal": problem.seqlen_k - problem.seqlen_q if problem.causal else MAX_SEQLEN,
-        "scale_log2": problem.softmax_scale * math.log2(math.e),
+        "head_dim_v": problem.head_dim_v,
+        "window_left": problem.window_left,
+        "window_right": problem.window_right,
+        "scale_log2": _float32(problem.softmax_scale * _LOG2_E),
+        "sinks": addresses.get("sinks", 0),
+        "sequences.total_q": packed.total_q,
+        "sequences.total_k": packed.total_k,
+        "sequences.seqlen_q": problem.seqlen_q,
+        "sequences.seqlen_k": problem.seqlen_k,
+    }
+    for name in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k"):
+        values[f"sequences.{name}"] = addresses.get(name, 0)
+    for name, x in {"q": problem.q, "k": problem.k, "v": problem.v, "o": problem.o, "lse": lse}.items():
+        values |= _tensor(name, (addresses.get(name, 0), x))
+    heads_first = spec.family in HEADS_FIRST
+    values |= _divisor("grid_inner", problem.batch * problem.num_heads if heads_first else row_blocks)
+    values |= _divisor("num_heads", problem.num_heads)
+    values |= _divisor("group", problem.num_heads // problem.num_heads_kv)
+    if spec.params is abi.FLASH_FWD_SCORED_PARAMS:
+        values = {f"fwd.{name}": x for name, x in values.items()}
+        values |= {f"terms.{name}": x for name, x in _score_terms(problem, addresses).items()}
+    return spec.params.pack(values)
+
+
+def _score_terms(problem: Problem, addresses: Mapping[str, int]) -> dict[str, int | float]:
+    """The members of ``ScoreTerms``."""
+    softcap_log2 = _float32(problem.softcap * _LOG2_E)
+    values: dict[str, int | float] = {
+        "alibi_slopes": addresses.get("alibi_slopes", 0),
+        "alibi_batch_stride": problem.alibi_batch_stride or 0,
+        "bias_type": 0,
+        "bias_col_stride": 0,
+        "bias_pairs": 0,
+        "softcap_log2": softcap_log2,
+        "softcap_inverse": problem.softmax_scale * _LOG2_E / softcap_log2 if softcap_log2 else 0.0,
         "unused": 0,
     }
-    for name, x in dims.items():
-        values |= _tensor(name, (addresses.get(name, 0), x))
-    divisors = {
-        "grid_inner": problem.batch * problem.num_heads if heads_first else row_blocks,
-        "num_heads": problem.num_heads,
-        "group": problem.num_heads // problem.num_heads_kv,
+    if problem.bias is None:
+        return values | _tensor("bias", (0, _NO_TENSOR))
+    dims, address = problem.bias.dims, addresses["bias"]
+    pair = 2 * problem.bias.dtype.itemsize
+    strides = (dims.batch_stride | dims.head_stride | dims.row_stride) * problem.bias.dtype.itemsize
+    values |= {
+        "bias_type": _BIAS_TYPES[problem.bias.dtype],
+        "bias_col_stride": problem.bias.col_stride,
+        "bias_pairs": problem.bias.col_stride == 1 and (address | strides) % pair == 0,
     }
-    for name, value in divisors.items():
-        values |= {f"{name}.{member}": x for member, x in abi.divisor(value).items()}
-    return abi.FLASH_FWD_PARAMS.pack(values)
+    return values | _tensor("bias", (address, dims))
+
+
+_BIAS_TYPES = {F16: 1, BF16: 2, F32: 3}  # cuda/abi/score_terms.h
+_LOG2_E = math.log2(math.e)
+
+
+def _float32(x: float) -> float:
+    """`x`, or the largest float32 below it."""
+    return min(x, _LARGEST)
+
+
+_LARGEST = (2 - 2.0**-23) * 2.0**127
+
+
+def _divisor(name: str, value: int) -> dict[str, int | float]:
+    """The members of ``Divisor``."""
+    return {f"{name}.{member}": x for member, x in abi.divisor(value).items()}
 
 
 def _tensor(name: str, placed: Placed) -> dict[str, int | float]:
@@ -116,8 +169,53 @@ def plan_flash(device: Device, spec: KernelSpec, problem: Problem, addresses: Ma
     blocks = count_blocks(kernel, problem.o)
     if blocks == 0:
         return []
-    params = flash_params(problem, addresses, kernel.tile_rows, heads_first=spec.family in HEADS_FIRST)
+    params = flash_params(spec, problem, addresses, kernel.tile_rows)
     return [Launch(kernel.kernel, blocks, kernel.threads, params)]
+
+
+def plan_merge(device: Device, spec: KernelSpec, problem: MergeProblem, addresses: Mapping[str, int]) -> list[Launch]:
+    """The launch that puts two results together: none where there is no row.
+
+    Parameters
+    ----------
+    device : Device
+        Where.
+    spec : KernelSpec
+        From :func:`flashcore_drv.dispatch.select_merge`.
+    problem : MergeProblem
+        What to merge.
+    addresses : mapping of str to int
+        Device addresses of out_a, lse_a, out_b, lse_b, o and lse.
+
+    Raises
+    ------
+    KernelImageError
+        If the kernel is missing or stale.
+    Unsupported
+        If there are more rows than an int32 counts.
+    """
+    kernel = load(spec, device)
+    rows = math.prod(problem.o.shape[:3])
+    if rows > _MAX_BLOCKS:
+        raise Unsupported(
+            f"{spec.stem}: a result {problem.o.shape} has {rows} rows; a launch takes up to {_MAX_BLOCKS}"
+        )
+    if rows == 0:
+        return []
+    tensors = {
+        "out_a": ("out_a", problem.out_a),
+        "lse_a": ("lse_a", problem.lse_a),
+        "out_b": ("out_b", problem.out_b),
+        "lse_b": ("lse_b", problem.lse_b),
+        "out": ("o", problem.o),
+        "lse": ("lse", problem.lse),
+    }
+    values: dict[str, int | float] = {"rows": rows, "head_dim_v": problem.o.cols}
+    for name, (address, dims) in tensors.items():
+        values |= _tensor(name, (addresses[address], dims))
+    values |= _divisor("seqlen_q", problem.o.rows) | _divisor("num_heads", problem.o.heads)
+    blocks = -(-rows // kernel.tile_rows)
+    return [Launch(kernel.kernel, blocks, kernel.threads, abi.MERGE_PARAMS.pack(values))]
 
 
 def count_blocks(kernel: LoadedKernel, result: Matrices) -> int:

@@ -1,61 +1,24 @@
-"""An attention problem: shapes, dtype, strides and options, validated, frozen and hashable. No CUDA here."""
+"""An attention problem: shapes, dtype, strides and options, frozen and hashable. No CUDA here, and no validation."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-import numpy as np
+from .dtypes import DType
 
-from .dtypes import BF16, F16, DType, dtype_of
-from .errors import InvalidArgument
-
-LAYOUTS = ("bshd", "bhsd")
 MAX_SEQLEN = 1 << 30  # row and key indices stay far from the end of int32
 MAX_EXTENT = 1 << 31  # batch and heads, as int32
-
-
-class TensorLike(Protocol):
-    """What a problem is made from: an array argument seen from outside."""
-
-    @property
-    def name(self) -> str:
-        """The argument's name, for messages."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Elements along each dimension."""
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Distance of neighbours, in elements."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type."""
-
-    @property
-    def address(self) -> int:
-        """Address of the first element."""
-
-    @property
-    def gpu_address(self) -> int:
-        """Address of the first element on the GPU; 0, which is as aligned as any, where the call chooses it."""
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Addresses of the first byte and of the one past the last."""
-
-    @property
-    def writeable(self) -> bool:
-        """Whether it may be an output."""
+UNBOUNDED = MAX_SEQLEN
+"""A side of the window that hides nothing."""
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """A tensor [batch, heads, rows, cols] whose cols are contiguous; strides in elements, 0 along a dimension of 1."""
+    """A tensor [batch, heads, rows, cols] whose cols are contiguous; strides in elements, 0 along a dimension of 1.
+
+    Packed sequences (varlen) have `batch` the number of sequences, `rows` their largest length and `batch_stride` 0:
+    sequence b begins cu_seqlens[b] rows after the first.
+    """
 
     batch: int
     heads: int
@@ -72,23 +35,72 @@ class Matrices:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """softmax(softmax_scale · Q @ Kᵀ) @ V for num_heads query heads on num_heads_kv key and value heads.
+class Bias:
+    """What is added to the scores, as if it were [batch, num_heads, seqlen_q, seqlen_k].
 
     Attributes
     ----------
-    q, o : Matrices
+    dtype : DType
+        float16, bfloat16 or float32.
+    dims : Matrices
+        The broadcast shape; strides are 0 along broadcast dimensions.
+    col_stride : int
+        1, or 0 where all keys have the same.
+    """
+
+    dtype: DType
+    dims: Matrices
+    col_stride: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of q and o, and of k and v, of all sequences together."""
+
+    total_q: int
+    total_k: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """softmax(scores) @ V for num_heads query heads on num_heads_kv key and value heads.
+
+    With offset = seqlen_k - seqlen_q (of each sequence, where lengths vary), query i gives key j the score
+
+        softcap(softmax_scale · q_i · k_j) + bias[i, j] - alibi_slope · |i + offset - j|
+
+    if i + offset - window_left <= j <= i + offset + window_right, and does not see it otherwise.
+
+    Attributes
+    ----------
+    q : Matrices
         [batch, num_heads, seqlen_q, head_dim]
-    k, v : Matrices
+    k : Matrices
         [batch, num_heads_kv, seqlen_k, head_dim]
+    v : Matrices
+        [batch, num_heads_kv, seqlen_k, head_dim_v]
+    o : Matrices
+        [batch, num_heads, seqlen_q, head_dim_v]
     dtype : DType
         Of q, k, v and o.
     softmax_scale : float
-        Factor of the scores.
-    causal : bool
-        Query i sees keys j <= i + seqlen_k - seqlen_q (aligned to the bottom right, as in FlashAttention).
+        Factor of the products.
+    window_left, window_right : int
+        Keys that a query sees before and after its own place; UNBOUNDED: all.
+    softcap : float
+        softcap(x) = softcap · tanh(x / softcap); 0: x.
+    alibi_batch_stride : int or None
+        Elements between the slopes of two sequences, 0 or num_heads; None: no ALiBi.
+    bias : Bias or None
+        Added to the scores.
+    sinks : bool
+        Whether each head has a logit that takes part in the softmax and attends to nothing.
+    seqused_k : bool
+        Whether each sequence has fewer keys, by an array of lengths.
+    varlen : Packed or None
+        Totals of packed sequences; None: all sequences are of the same length.
     return_lse : bool
-        Whether log sum exp of the scores is wanted, float32 [batch, num_heads, seqlen_q].
+        Whether log sum exp of the scores is wanted, float32 [batch, num_heads, seqlen_q]; packed: [num_heads, total_q].
     aligned : bool
         Whether every row of q, k, v and o starts on 16 bytes.
     batch_invariant : bool
@@ -101,14 +113,21 @@ class Problem:
     o: Matrices
     dtype: DType
     softmax_scale: float
-    causal: bool = False
+    window_left: int = UNBOUNDED
+    window_right: int = UNBOUNDED
+    softcap: float = 0.0
+    alibi_batch_stride: int | None = None
+    bias: Bias | None = None
+    sinks: bool = False
+    seqused_k: bool = False
+    varlen: Packed | None = None
     return_lse: bool = False
     aligned: bool = True
     batch_invariant: bool = False
 
     @property
     def batch(self) -> int:
-        """Independent problems of the same shape."""
+        """Sequences."""
         return self.q.batch
 
     @property
@@ -123,12 +142,12 @@ class Problem:
 
     @property
     def seqlen_q(self) -> int:
-        """Queries."""
+        """Queries of a sequence; where lengths vary, of the longest."""
         return self.q.rows
 
     @property
     def seqlen_k(self) -> int:
-        """Keys."""
+        """Keys of a sequence; where lengths vary, of the longest."""
         return self.k.rows
 
     @property
@@ -137,177 +156,101 @@ class Problem:
         return self.q.cols
 
     @property
+    def head_dim_v(self) -> int:
+        """Columns of v and o."""
+        return self.v.cols
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some key may be hidden from some query."""
+        return self.window_left < UNBOUNDED or self.window_right < UNBOUNDED
+
+    @property
+    def causal(self) -> bool:
+        """Whether a query sees all keys up to its own place and none after it."""
+        return self.window_left >= UNBOUNDED and self.window_right == 0
+
+    @property
+    def one_length(self) -> bool:
+        """Whether all sequences are of the same length, which is known here."""
+        return self.varlen is None and not self.seqused_k
+
+    @property
+    def scored(self) -> bool:
+        """Whether scores are more than softmax_scale · q · k."""
+        return bool(self.softcap) or self.alibi_batch_stride is not None or self.bias is not None
+
+    @property
+    def lse_shape(self) -> tuple[int, ...]:
+        """Of log sum exp, a contiguous array."""
+        if self.varlen:
+            return self.num_heads, self.varlen.total_q
+        return self.batch, self.num_heads, self.seqlen_q
+
+    @property
     def flops(self) -> int:
-        """Floating-point operations of both products; causal counts the visible part of the scores only."""
-        scores = self.seqlen_q * self.seqlen_k
-        if self.causal:  # the last query sees seqlen_k keys, the one before it one fewer, and so on down to none
-            rows = min(self.seqlen_q, self.seqlen_k)
-            scores = rows * (2 * self.seqlen_k - rows + 1) // 2
-        return 4 * self.batch * self.num_heads * scores * self.head_dim
+        """Floating-point operations of both products, of visible scores only; all sequences as long as the longest."""
+        scores = visible_scores(self.seqlen_q, self.seqlen_k, self.window_left, self.window_right)
+        return 2 * self.batch * self.num_heads * scores * (self.head_dim + self.head_dim_v)
 
     @property
     def min_bytes(self) -> int:
-        """Bytes that any implementation must move: each input read once, the output written once."""
-        elements = 2 * math.prod(self.q.shape) + math.prod(self.k.shape) + math.prod(self.v.shape)
-        return elements * self.dtype.itemsize + (4 * math.prod(self.q.shape[:3]) if self.return_lse else 0)
+        """Bytes that any implementation must move: q, k, v and bias read once, o and lse written once."""
+        packed = self.varlen or Packed(self.batch * self.seqlen_q, self.batch * self.seqlen_k)
+        columns = self.head_dim + self.head_dim_v
+        elements = columns * (self.num_heads * packed.total_q + self.num_heads_kv * packed.total_k)
+        lse = self.num_heads * packed.total_q * 4 if self.return_lse else 0
+        bias = 0
+        if self.bias:
+            x = self.bias.dims
+            strides = x.batch_stride, x.head_stride, x.row_stride, self.bias.col_stride
+            bias = self.bias.dtype.itemsize
+            for n, stride in zip(x.shape, strides):
+                bias *= n if stride else min(n, 1)
+        return elements * self.dtype.itemsize + lse + bias
 
 
-def check_layout(layout: str) -> None:
-    """Raise InvalidArgument unless `layout` is known."""
-    if layout not in LAYOUTS:
-        raise InvalidArgument(f"layout={layout!r}; allowed: {', '.join(map(repr, LAYOUTS))}")
+@dataclass(frozen=True)
+class MergeProblem:
+    """Two results over disjoint sets of keys, to be made one.
 
-
-def matrices(x: TensorLike, layout: str = "bhsd", empty: bool = False) -> Matrices:
-    """The dimensions of an array argument in this layout; with `empty` there may be no rows. Raises InvalidArgument."""
-    if len(x.shape) != 4:
-        raise InvalidArgument(f"{x.name} has shape {x.shape}, {len(x.shape)} dimensions; allowed: 4 ({layout})")
-    if 0 in x.shape and not (empty and x.shape[layout.index("s")] == 0 and x.shape.count(0) == 1):
-        length = ", a sequence length 0 or more" if empty else ""
-        raise InvalidArgument(f"{x.name} has shape {x.shape}; allowed: every dimension at least 1{length}")
-    strides = [0 if n <= 1 else s for n, s in zip(x.shape, x.strides)]
-    if x.shape[3] > 1 and x.strides[3] != 1:
-        raise InvalidArgument(f"{x.name} has strides {x.strides} (elements); allowed: a last stride of 1")
-    if any(s < 0 for s in strides):
-        raise InvalidArgument(f"{x.name} has strides {x.strides} (elements); allowed: none below 0")
-    if x.address % x.dtype.itemsize:
-        raise InvalidArgument(f"{x.name} is at {x.address:#x}; allowed: a multiple of {x.dtype.itemsize}")
-    if x.span[1] >= 1 << 63:
-        raise InvalidArgument(f"{x.name} with strides {x.strides} reaches past the last address of 63 bits")
-    order = (0, 2, 1) if layout == "bshd" else (0, 1, 2)
-    batch, heads, rows = (x.shape[i] for i in order)
-    if rows > MAX_SEQLEN:
-        raise InvalidArgument(f"{x.name} has a sequence length of {rows}; allowed: up to {MAX_SEQLEN}")
-    if max(batch, heads) >= MAX_EXTENT:
-        raise InvalidArgument(f"{x.name} has shape {x.shape}; allowed: fewer than {MAX_EXTENT} along a dimension")
-    return Matrices(batch, heads, rows, x.shape[3], *(strides[i] for i in order))
-
-
-def starts_on_16_bytes(x: TensorLike, dims: Matrices) -> bool:
-    """Whether every row of an array does."""
-    strides = dims.batch_stride | dims.head_stride | dims.row_stride
-    return (x.gpu_address | strides * x.dtype.itemsize) % 16 == 0
-
-
-def check_scale(softmax_scale: float | None, head_dim: int) -> float:
-    """The factor of the scores, 1 / sqrt(head_dim) by default. Raises InvalidArgument."""
-    if softmax_scale is None:
-        return float(head_dim**-0.5)
-    try:
-        scale = float(softmax_scale) if hasattr(softmax_scale, "__float__") else math.nan  # float() would take a string
-    except (TypeError, ValueError, OverflowError):
-        scale = math.nan
-    smallest, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-    if not smallest <= scale <= largest:
-        raise InvalidArgument(
-            f"softmax_scale={softmax_scale!r}; allowed: positive, finite, within float32's normal range"
-        )
-    return scale
-
-
-def check_flag(value: object, name: str) -> bool:
-    """`value` as a bool. Raises InvalidArgument for anything but True and False."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise InvalidArgument(f"{name}={value!r}; allowed: True, False")
-    return bool(value)
-
-
-def check_heads(num_heads: int, num_heads_kv: int) -> None:
-    """Raise InvalidArgument unless every key/value head serves the same number of query heads."""
-    if num_heads % num_heads_kv:
-        raise InvalidArgument(
-            f"q has {num_heads} heads and k has {num_heads_kv}; allowed: a multiple of the key/value heads"
-        )
-
-
-def check_head_dim(head_dim: int, name: str) -> None:
-    """Raise InvalidArgument unless `head_dim` is a multiple of 8."""
-    if head_dim % 8:
-        raise InvalidArgument(f"{name} has head_dim {head_dim}; allowed: multiples of 8")
-
-
-def check_same(name: str, what: str, found: object, other: str, wanted: object) -> None:
-    """Raise InvalidArgument unless `found` is `wanted`."""
-    if found != wanted:
-        raise InvalidArgument(f"{name} has {what} {found}, {other} has {wanted}; they must be equal")
-
-
-def check_output(out: TensorLike, shape: tuple[int, ...], dtype: DType, inputs: Sequence[TensorLike]) -> None:
-    """Raise InvalidArgument unless `out` can be written while the inputs are read."""
-    if out.shape != shape:
-        raise InvalidArgument(f"{out.name} has shape {out.shape}; allowed: {shape}")
-    if out.dtype.name != dtype.numpy_name or not out.dtype.isnative:
-        raise InvalidArgument(f"{out.name} has dtype {out.dtype}; allowed: {dtype.numpy_name}")
-    if not out.writeable:
-        raise InvalidArgument(f"{out.name} is read-only; allowed: an array that can be written")
-    extent = 1  # elements that the dimensions of smaller strides span
-    for stride, n in sorted((s, n) for s, n in zip(out.strides, out.shape) if n > 1):
-        if stride < extent:
-            raise InvalidArgument(
-                f"{out.name} with shape {out.shape} and strides {out.strides} overlaps itself; "
-                "allowed: every element at an address of its own"
-            )
-        extent = stride * (n - 1) + extent
-    for x in inputs:
-        if out.span[0] < x.span[1] and x.span[0] < out.span[1]:
-            raise InvalidArgument(
-                f"{out.name} (bytes {out.span[0]:#x} to {out.span[1]:#x}) overlaps "
-                f"{x.name} ({x.span[0]:#x} to {x.span[1]:#x}); allowed: memory of its own"
-            )
-
-
-def make_problem(
-    q: TensorLike,
-    k: TensorLike,
-    v: TensorLike,
-    out: TensorLike,
-    *,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    layout: str = "bshd",
-    return_lse: bool = False,
-    batch_invariant: bool = False,
-) -> Problem:
-    """The problem that array arguments pose.
-
-    Parameters
+    Attributes
     ----------
-    q, out : TensorLike
-        [batch, seqlen_q, num_heads, head_dim] for layout "bshd", [batch, num_heads, seqlen_q, head_dim] for "bhsd";
-        float16 or bfloat16, last dimension contiguous.
-    k, v : TensorLike
-        The same with seqlen_k and num_heads_kv, a divisor of num_heads.
-    softmax_scale, causal, layout, return_lse, batch_invariant
-        As in :func:`flashcore_drv.attention`.
-
-    Raises
-    ------
-    InvalidArgument
-        Naming the argument, its value and what is allowed.
+    out_a, out_b, o : Matrices
+        [batch, num_heads, seqlen_q, head_dim_v]; packed sequences are one batch.
+    lse_a, lse_b, lse : Matrices
+        [batch, num_heads, seqlen_q, 1]
+    dtype : DType
+        Of out_a, out_b and o.
+    aligned : bool
+        Whether every row of out_a, out_b and o starts on 16 bytes.
     """
-    check_layout(layout)
-    dtype = dtype_of(q.dtype, q.name, (F16, BF16))
-    dims = {}
-    for x in (q, k, v):
-        dims[x.name] = matrices(x, layout, empty=True)
-        check_same(x.name, "dtype", x.dtype, q.name, q.dtype)
-        check_same(x.name, "batch", dims[x.name].batch, q.name, dims[q.name].batch)
-        check_same(x.name, "head_dim", dims[x.name].cols, q.name, dims[q.name].cols)
-    check_head_dim(dims[q.name].cols, q.name)
-    check_same(v.name, "num_heads_kv", dims[v.name].heads, k.name, dims[k.name].heads)
-    check_same(v.name, "seqlen_k", dims[v.name].rows, k.name, dims[k.name].rows)
-    check_heads(dims[q.name].heads, dims[k.name].heads)
-    check_output(out, q.shape, dtype, (q, k, v))
-    o = matrices(out, layout, empty=True)
-    return Problem(
-        dims[q.name],
-        dims[k.name],
-        dims[v.name],
-        o,
-        dtype,
-        check_scale(softmax_scale, dims[q.name].cols),
-        check_flag(causal, "causal"),
-        check_flag(return_lse, "return_lse"),
-        all(starts_on_16_bytes(*x) for x in ((q, dims[q.name]), (k, dims[k.name]), (v, dims[v.name]), (out, o))),
-        check_flag(batch_invariant, "batch_invariant"),
+
+    out_a: Matrices
+    lse_a: Matrices
+    out_b: Matrices
+    lse_b: Matrices
+    o: Matrices
+    lse: Matrices
+    dtype: DType
+    aligned: bool
+
+
+def visible_scores(seqlen_q: int, seqlen_k: int, window_left: int, window_right: int) -> int:
+    """Pairs of a query and a key that it sees."""
+    offset = seqlen_k - seqlen_q
+    return _keys_up_to(seqlen_q, seqlen_k, offset + window_right) - _keys_up_to(
+        seqlen_q, seqlen_k, offset - window_left - 1
     )
+
+
+def _keys_up_to(seqlen_q: int, seqlen_k: int, diagonal: int) -> int:
+    """Pairs with key <= query + diagonal: the sum of min(max(query + diagonal + 1, 0), seqlen_k)."""
+
+    def positive(end: int) -> int:  # the sum of all positive integers below `end`
+        return end * (end - 1) // 2 if end > 0 else 0
+
+    first = diagonal + 1
+    all_keys = positive(first + seqlen_q) - positive(first)
+    beyond = positive(first + seqlen_q - seqlen_k) - positive(first - seqlen_k)
+    return all_keys - beyond

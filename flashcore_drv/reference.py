@@ -10,7 +10,8 @@ with err the largest absolute difference, and NaN and infinity in the same posit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,34 +32,205 @@ class Stages:
     lse: Array
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What becomes of scores, and which there are; every field as the argument of :func:`flashcore_drv.attention`.
+
+    Attributes
+    ----------
+    window_size : (int or None, int or None)
+        Keys that a query sees before and after its own place; None or -1: all.
+    softcap : float
+        Bound of the scores, 0 for none.
+    alibi_slopes : numpy.ndarray, optional
+        [num_heads] or [batch, num_heads]
+    bias : numpy.ndarray, optional
+        Broadcastable to [batch, num_heads, seqlen_q, seqlen_k].
+    sinks : numpy.ndarray, optional
+        [num_heads]
+    seqused_k : numpy.ndarray, optional
+        [batch]: the keys that each sequence has; what is after them is not looked at.
+    """
+
+    window_size: tuple[int | None, int | None] = (None, None)
+    softcap: float = 0.0
+    alibi_slopes: Array | None = None
+    bias: Array | None = None
+    sinks: Array | None = None
+    seqused_k: Array | None = None
+
+    def of_sequence(self, b: int, seqlen_k: int) -> Scoring:
+        """That of sequence b, which has `seqlen_k` keys, as a batch of its own."""
+        slopes, bias = self.alibi_slopes, self.bias
+        if slopes is not None and slopes.ndim == 2:
+            slopes = slopes[b]
+        if bias is not None:
+            bias = bias[b : b + 1] if bias.shape[0] > 1 else bias
+            bias = bias[..., :seqlen_k] if bias.shape[3] > 1 else bias
+        return replace(self, alibi_slopes=slopes, bias=bias, seqused_k=None)
+
+    def apply(self, s: Array) -> Array:
+        """S with softcap, plus bias, less slope · distance, in the precision of s."""
+        kind = s.dtype.type
+        if self.softcap:
+            s = kind(self.softcap) * np.tanh(s / kind(self.softcap))
+        if self.bias is not None:
+            s = s + self.bias.astype(kind)
+        if self.alibi_slopes is not None:
+            distance = np.abs(_distance(s.shape[-2], s.shape[-1])).astype(kind)
+            s = s - self.alibi_slopes.astype(kind)[..., None, None] * distance
+        return s
+
+
+PLAIN = Scoring()
+
+
 def expand_heads(x: Array, num_heads: int) -> Array:
     """[batch, num_heads_kv, rows, cols] to [batch, num_heads, rows, cols]."""
     return np.repeat(x, num_heads // x.shape[1], axis=1)
 
 
-def visible(seqlen_q: int, seqlen_k: int, causal: bool) -> npt.NDArray[np.bool_]:
+def _distance(seqlen_q: int, seqlen_k: int) -> npt.NDArray[np.int64]:
+    """From a query's place among the keys to a key, [seqlen_q, seqlen_k]; the last query is at the last key."""
+    found: npt.NDArray[np.int64] = np.arange(seqlen_k) - np.arange(seqlen_k - seqlen_q, seqlen_k)[:, None]
+    return found
+
+
+def visible(
+    seqlen_q: int, seqlen_k: int, causal: bool, window_size: tuple[int | None, int | None] = PLAIN.window_size
+) -> npt.NDArray[np.bool_]:
     """Which keys a query sees, [seqlen_q, seqlen_k]."""
-    return np.tri(seqlen_q, seqlen_k, seqlen_k - seqlen_q, dtype=bool) | (not causal)
+    left, right = (None if n == -1 else n for n in window_size)
+    distance = _distance(seqlen_q, seqlen_k)
+    seen = distance <= 0 if causal else np.ones(distance.shape, bool)
+    if left is not None:
+        seen &= distance >= -left
+    if right is not None:
+        seen &= distance <= right
+    return seen
 
 
-def softmax(s: Array, causal: bool) -> tuple[Array, Array]:
+def softmax(s: Array, causal: bool, scoring: Scoring = PLAIN) -> tuple[Array, Array]:
     """(P, lse) in the precision of s; zeros and -inf for a row with nothing to attend to."""
-    s = np.where(visible(s.shape[-2], s.shape[-1], causal), s, -np.inf)
+    s = np.where(visible(s.shape[-2], s.shape[-1], causal, scoring.window_size), s, -np.inf)
     m = s.max(-1, keepdims=True, initial=-np.inf)
+    sinks = np.array(-np.inf) if scoring.sinks is None else scoring.sinks[:, None, None]
+    m = np.maximum(m, sinks)
     m = np.where(m == -np.inf, 0, m).astype(s.dtype)
     with np.errstate(invalid="ignore", divide="ignore"):
         p = np.exp(s - m)
-        total = p.sum(-1, keepdims=True)
+        total = p.sum(-1, keepdims=True) + np.exp(sinks.astype(s.dtype) - m)
         return p / np.where(total == 0, 1, total), (m + np.log(total))[..., 0]
 
 
-def truth(q: Array, k: Array, v: Array, softmax_scale: float, causal: bool) -> Stages:
+def truth(q: Array, k: Array, v: Array, softmax_scale: float, causal: bool = False, scoring: Scoring = PLAIN) -> Stages:
     """Every stage in float64 from the inputs as they are."""
-    q, k, v = (x.astype(np.float64) for x in (q, expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])))
-    with np.errstate(invalid="ignore"):
-        s = q @ k.swapaxes(-1, -2) * softmax_scale
-        p, lse = softmax(s, causal)
-        return Stages(s, p, p @ v, lse)
+
+    def exact_qk(q: Array, k: Array) -> Array:
+        scores: Array = q.astype(np.float64) @ expand_heads(k, q.shape[1]).astype(np.float64).swapaxes(-1, -2)
+        return scores * softmax_scale
+
+    def exact_pv(p: Array, v: Array) -> Array:
+        o: Array = p @ expand_heads(v, p.shape[1]).astype(np.float64)
+        return o
+
+    return _stages(q, k, v, causal, scoring, exact_qk, lambda p: p, exact_pv)
+
+
+def _stages(
+    q: Array,
+    k: Array,
+    v: Array,
+    causal: bool,
+    scoring: Scoring,
+    qk: Callable[[Array, Array], Array],
+    rounded: Callable[[Array], Array],
+    pv: Callable[[Array, Array], Array],
+) -> Stages:
+    """S, P, O and lse by these products, with P in this rounding; keys beyond a sequence's have S = -inf and P = 0."""
+    if scoring.seqused_k is None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            s = scoring.apply(qk(q, k))
+            p, lse = softmax(s, causal, scoring)
+            p = rounded(p)
+            return Stages(s, p, pv(p, v), lse)
+    parts = []
+    for b, n in enumerate(scoring.seqused_k):
+        one = slice(b, b + 1)
+        parts.append(_stages(q[one], k[one, :, :n], v[one, :, :n], causal, scoring.of_sequence(b, n), qk, rounded, pv))
+
+    def padded(x: Array, value: float) -> Array:
+        room = [(0, 0), (0, 0), (0, 0), (0, k.shape[2] - x.shape[3])]
+        return np.pad(x, room, constant_values=np.array(value, x.dtype))
+
+    return Stages(
+        np.concatenate([padded(x.s, -np.inf) for x in parts]),
+        np.concatenate([padded(x.p, 0) for x in parts]),
+        np.concatenate([x.o for x in parts]),
+        np.concatenate([x.lse for x in parts]),
+    )
+
+
+def of_packed(
+    stages: Callable[[Array, Array, Array, Scoring], Stages],
+    q: Array,
+    k: Array,
+    v: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    scoring: Scoring = PLAIN,
+) -> tuple[Array, Array]:
+    """(O, lse) of packed sequences, one after the other; zeros where there is no sequence.
+
+    Parameters
+    ----------
+    stages : function of q, k, v and Scoring
+        Computes one sequence, [1, heads, rows, cols]: :func:`truth`, or :func:`same_maths`.
+    q, k, v : numpy.ndarray
+        [total_q, num_heads, head_dim], [total_k, num_heads_kv, head_dim], [total_k, num_heads_kv, head_dim_v]
+    cu_seqlens_q, cu_seqlens_k : numpy.ndarray
+        [batch + 1]: where each sequence begins.
+
+    Returns
+    -------
+    numpy.ndarray, [total_q, num_heads, head_dim_v]
+    numpy.ndarray, [num_heads, total_q]
+    """
+    parts = []
+    for b in range(len(cu_seqlens_q) - 1):
+        rows, keys = slice(*cu_seqlens_q[b : b + 2]), slice(*cu_seqlens_k[b : b + 2])
+        one = [x.swapaxes(0, 1)[None] for x in (q[rows], k[keys], v[keys])]
+        if scoring.seqused_k is not None:
+            one[1:] = [x[:, :, : scoring.seqused_k[b]] for x in one[1:]]
+        parts.append((rows, stages(one[0], one[1], one[2], scoring.of_sequence(b, one[1].shape[2]))))
+    kind = parts[0][1]
+    o = np.zeros((*q.shape[:2], v.shape[2]), kind.o.dtype)
+    lse = np.zeros((q.shape[1], q.shape[0]), kind.lse.dtype)
+    for rows, x in parts:
+        o[rows], lse[:, rows] = x.o[0].swapaxes(0, 1), x.lse[0]
+    return o, lse
+
+
+def merge(
+    out_a: Array, lse_a: Array, out_b: Array, lse_b: Array, precision: type[np.floating[Any]]
+) -> tuple[Array, Array]:
+    """(O, lse) of attention over two disjoint sets of keys, from those over each, in this precision.
+
+    Parameters
+    ----------
+    out_a, out_b : numpy.ndarray
+        [..., cols]
+    lse_a, lse_b : numpy.ndarray
+        [...]
+    """
+    out_a, lse_a, out_b, lse_b = (x.astype(precision) for x in (out_a, lse_a, out_b, lse_b))
+    m = np.maximum(lse_a, lse_b)
+    m = np.where(m == -np.inf, 0, m).astype(precision)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        w_a, w_b = np.exp(lse_a - m), np.exp(lse_b - m)
+        total = w_a + w_b
+        out = w_a[..., None] * out_a + w_b[..., None] * out_b
+        return out / np.where(total == 0, 1, total)[..., None], m + np.log(total)
 
 
 def qk_rounded(q: Array, k: Array, softmax_scale: float) -> Array:
@@ -87,11 +259,14 @@ def pv_rounded(p: Array, v: Array) -> Array:
         return (p.astype(np.float32) @ expand_heads(v, p.shape[1]).astype(np.float32)).astype(p.dtype)
 
 
-def same_maths(q: Array, k: Array, v: Array, dtype: DType, softmax_scale: float, causal: bool) -> Stages:
+def same_maths(
+    q: Array, k: Array, v: Array, dtype: DType, softmax_scale: float, causal: bool = False, scoring: Scoring = PLAIN
+) -> Stages:
     """Every stage at the kernels' precision: S float32, P and O `dtype`."""
-    s = qk_rounded(q, k, softmax_scale)
-    p, lse = softmax_rounded(s, dtype, causal)
-    return Stages(s, p, pv_rounded(p, v), lse)
+    kind = dtype.to_numpy()
+    return _stages(
+        q, k, v, causal, scoring, lambda q, k: qk_rounded(q, k, softmax_scale), lambda p: p.astype(kind), pv_rounded
+    )
 
 
 @dataclass(frozen=True)

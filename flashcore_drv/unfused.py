@@ -10,25 +10,16 @@ from typing import Any
 import numpy as np
 
 from . import dispatch
+from .arguments import check_flag, check_head_dim, check_heads, check_layout, check_output, check_same, matrices
 from .catalog import KernelSpec
 from .dtypes import BF16, F16, F32, DType, dtype_of
 from .errors import InvalidArgument
 from .interop import ArrayView, view_of
 from .operands import NewArray, Operands, one_device
 from .plan import contiguous, plan_stages, unfused_params
-from .problem import (
-    Matrices,
-    Problem,
-    check_flag,
-    check_head_dim,
-    check_heads,
-    check_layout,
-    check_output,
-    check_same,
-    check_scale,
-    matrices,
-)
+from .problem import Matrices, Problem
 from .runtime import Device, Launch
+from .scoring import check_scale
 
 _ROW_ELEMENTS = 8  # rows of S and P of our own start on 16 bytes, so that every access is a vector
 

@@ -24,8 +24,9 @@ from flashcore_drv import dispatch, reference, roofline
 from flashcore_drv.dtypes import BF16, F16, F32, dtype_of
 from flashcore_drv.interop import view_of
 from flashcore_drv.operands import NewArray
-from flashcore_drv.problem import Problem, make_problem
+from flashcore_drv.problem import Problem
 from flashcore_drv.runtime import Device, is_emulated
+from flashcore_drv.validation import make_problem
 
 ROUNDS = 20  # timed replays of each graph
 DTYPES = {"f16": F16, "float16": F16, "bf16": BF16, "bfloat16": BF16}
@@ -51,6 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--head-dim", type=int, default=64)
     add("--dtype", choices=DTYPES, help="default: f16, or that of --input; an input of another type is converted")
     add("--causal", action="store_true", help="query i sees keys j <= i + seqlen_k - seqlen_q")
+    add(
+        "--window", nargs=2, type=int, metavar=("LEFT", "RIGHT"), default=(-1, -1),
+        help="keys before and after its own place that a query sees, -1 for all (default: -1 -1)",
+    )  # fmt: skip
+    add("--softcap", type=float, default=0.0, help="bound of the scores by tanh (default: 0, none)")
     add("--scale", type=float, help="factor of the scores (default: head_dim ** -0.5)")
     add("--layout", choices=["bshd", "bhsd"], default="bshd", help="of q, k, v and the output (default: bshd)")
     add("--impl", choices=dispatch.IMPLS, default="auto", help="flash: fused; unfused: stage by stage; auto: both")
@@ -109,9 +115,12 @@ def heads_first(x: Any, layout: str) -> Any:
     return x.swapaxes(1, 2) if layout == "bshd" else x
 
 
-def check(problem: Problem, inputs: list[Any], results: dict[str, Any], layout: str) -> dict[str, reference.Verdict]:
+def check(
+    problem: Problem, inputs: list[Any], results: dict[str, Any], args: argparse.Namespace
+) -> dict[str, reference.Verdict]:
     """Every output against float64, one key/value head at a time."""
-    q, k, v = (heads_first(x, layout) for x in inputs)
+    q, k, v = (heads_first(x, args.layout) for x in inputs)
+    options = problem.softmax_scale, args.causal, reference.Scoring(tuple(args.window), args.softcap)
     kinds = {name: name.split()[-1] for name in results}  # "flash o" is an o
     bits = {"s": F32, "p": problem.dtype, "o": problem.dtype, "lse": F32}
     judges = {name: reference.Judge(bits[kind].mantissa_bits) for name, kind in kinds.items()}
@@ -120,8 +129,8 @@ def check(problem: Problem, inputs: list[Any], results: dict[str, Any], layout: 
         for h in range(problem.num_heads_kv):
             q_heads, kv_head = slice(h * group, (h + 1) * group), slice(h, h + 1)
             part = q[b : b + 1, q_heads], k[b : b + 1, kv_head], v[b : b + 1, kv_head]
-            true = reference.truth(*part, problem.softmax_scale, problem.causal)
-            same = reference.same_maths(*part, problem.dtype, problem.softmax_scale, problem.causal)
+            true = reference.truth(*part, *options)
+            same = reference.same_maths(*part, problem.dtype, *options)
             for name, kind in kinds.items():
                 judges[name].add(results[name][b : b + 1, q_heads], getattr(true, kind), getattr(same, kind))
         if problem.batch > 1 and sys.stderr.isatty():
@@ -138,14 +147,15 @@ def report(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     dtype_of(q.dtype, "q (use --dtype to convert)")
     problem = make_problem(
         q, k, v, NewArray("out", q.shape, q.dtype),
-        softmax_scale=args.scale, causal=args.causal, layout=args.layout, return_lse=True,
+        softmax_scale=args.scale, causal=args.causal, window_size=args.window, softcap=args.softcap,
+        layout=args.layout, return_lse=True,
     )  # fmt: skip
     device = Device.current()
     run = StagedAttention(problem, inputs, device, args.impl)
     results = run.compute()
     for name in results.keys() & {"o", "flash o"}:
         results[name] = heads_first(results[name], args.layout)
-    verdicts = check(problem, inputs, results, args.layout)
+    verdicts = check(problem, inputs, results, args)
     times: dict[str, float] = {}
     if not is_emulated():
         timer = EventTimer(run.stream)
@@ -174,7 +184,8 @@ def report(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         "problem": {
             "batch": problem.batch, "num_heads": problem.num_heads, "num_heads_kv": problem.num_heads_kv,
             "seqlen_q": problem.seqlen_q, "seqlen_k": problem.seqlen_k, "head_dim": problem.head_dim,
-            "dtype": problem.dtype.numpy_name, "causal": problem.causal, "softmax_scale": problem.softmax_scale,
+            "dtype": problem.dtype.numpy_name, "causal": args.causal, "window_size": list(args.window),
+            "softcap": args.softcap, "softmax_scale": problem.softmax_scale,
             "layout": args.layout, "input": [str(p) for p in args.input] if args.input else f"seed {args.seed}",
         },
         "parts": rows,
@@ -189,9 +200,18 @@ def print_table(found: dict[str, Any]) -> None:
         f"/{problem['num_heads_kv']}" if problem["num_heads"] != problem["num_heads_kv"] else ""
     )
     print(f"device   {found['device']}")
+    options = [
+        text
+        for text, is_set in (
+            ("causal", problem["causal"]),
+            ("window {} {}".format(*problem["window_size"]), problem["window_size"] != [-1, -1]),
+            (f"softcap {problem['softcap']:.6g}", problem["softcap"]),
+        )
+        if is_set
+    ]
     print(
         f"problem  batch {problem['batch']}, heads {heads}, seqlen {problem['seqlen_q']} x {problem['seqlen_k']}, "
-        f"head_dim {problem['head_dim']}, {problem['dtype']}{', causal' if problem['causal'] else ''}, "
+        f"head_dim {problem['head_dim']}, {', '.join([problem['dtype'], *options])}, "
         f"scale {problem['softmax_scale']:.6g}, {problem['layout']}, input {problem['input']}"
     )
     print(f"\n{'part':8} {'kernel':32} {'max error':>10} {'allowed':>10} {'verdict':>8}", end="")

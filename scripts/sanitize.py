@@ -29,9 +29,9 @@ import flashcore_drv as fc
 from flashcore_drv.catalog import CATALOG, KernelSpec, ptx_arch
 from flashcore_drv.interop import view_of
 from flashcore_drv.plan import plan_flash
-from flashcore_drv.problem import make_problem
 from flashcore_drv.runtime import Device, DeviceArray, Stream, is_emulated
 from flashcore_drv.runtime import driver as runtime_driver
+from flashcore_drv.validation import make_problem
 
 # (batch, heads, heads_kv, seqlen_q, seqlen_k, gap after each row in elements): one more and one less than tiles,
 # lengths of 1, rows that are not aligned, grouped heads, several tiles and several blocks in every direction.
@@ -44,13 +44,24 @@ SHAPES = (
 )
 QUICK_SHAPES = SHAPES[1:4]
 
+ANY_ROWS = ("flash_fwd_general", "flash_fwd_scored")
+"""Fused kernels of any head_dim and alignment."""
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "flash_fwd_causal": [{"causal": True}],
+    "flash_fwd_window": [{"window_size": (40, 20)}],
+    "flash_fwd_general": [{}, {"causal": True}],
+    "flash_fwd_scored": [{"causal": True, "softcap": 5.0}],
+}
+"""What fused kernels are launched with, one after the other; those that are not here with nothing."""
+
 
 def head_dims(spec: KernelSpec) -> list[int]:
     """The size of a variant, and a smaller one if it takes that."""
     if not spec.size.startswith("d"):
         return [64]
     size = int(spec.size[1:])
-    exact = spec.family.startswith("flash_fwd") and spec.family != "flash_fwd_general"
+    exact = spec.family.startswith("flash_fwd") and spec.family not in ANY_ROWS
     return [size] if exact else [size, size - 24]
 
 
@@ -80,7 +91,15 @@ def exercise(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
             out = placed(s_shape, dtype, gap)
             fc.unfused.softmax(s, dtype=dtype, causal=causal, return_lse=True, out=out)
     elif spec.family.startswith("flash_fwd"):
-        flash(spec, shape, head_dim)
+        for options in OPTIONS.get(spec.family, [{}]):
+            for packed in (False, True):
+                flash(spec, shape, head_dim, options, packed)
+    elif spec.family == "attention_merge":
+        outs = [placed(q_shape, dtype, gap, rng.standard_normal(q_shape)) for _ in range(2)]
+        sums = [placed((*q_shape[:3], 1), np.float32, 0, rng.standard_normal((*q_shape[:3], 1))) for _ in range(2)]
+        sums = [x.as_strided(x.shape[:3], x.strides[:3]) for x in sums]
+        out = placed(q_shape, dtype, gap)
+        fc.attention_merge(outs[0], sums[0], outs[1], sums[1], layout="bhsd", out=out)
     else:
         p, v = (
             placed(s_shape, dtype, gap, rng.random(s_shape)),
@@ -90,27 +109,52 @@ def exercise(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
     Device.current().synchronize()
 
 
-def flash(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
-    """Launch a fused kernel, whatever dispatch would take; only the general one takes rows with gaps."""
+def flash(
+    spec: KernelSpec, shape: tuple[int, ...], head_dim: int, options: dict[str, Any], packed: bool = False
+) -> None:
+    """Launch a fused kernel, whatever dispatch would take; only those of any rows get gaps.
+
+    With `packed` the sequences are packed, all but the last one row shorter, with sinks and fewer keys used.
+    """
     batch, heads, heads_kv, seqlen_q, seqlen_k, gap = shape
-    general = spec.family == "flash_fwd_general"
+    gap = gap if spec.family in ANY_ROWS else 0
     rng = np.random.default_rng(0)
     device, dtype = Device.current(), spec.dtype.to_numpy()
-    arrays = {
-        name: placed(
-            (batch, h, s, head_dim), dtype, gap if general else 0, rng.standard_normal((batch, h, s, head_dim))
-        )
-        for name, h, s in (("q", heads, seqlen_q), ("k", heads_kv, seqlen_k), ("v", heads_kv, seqlen_k))
-    }
-    arrays["o"] = placed((batch, heads, seqlen_q, head_dim), dtype, gap if general else 0)
-    lse = DeviceArray.empty((batch, heads, seqlen_q), np.float32)
-    views = [view_of(x, name) for name, x in arrays.items()]
-    addresses = {name: x.address for name, x in arrays.items()} | {"lse": lse.address}
-    for causal in (False, True) if general else (spec.family == "flash_fwd_causal",):
-        problem = make_problem(*views, causal=causal, layout="bhsd", return_lse=True)
-        with device.active():
-            for launch in plan_flash(device, spec, problem, addresses):
-                launch(Stream(device, 0))
+    arrays = {}
+    for name, h, s in (
+        ("q", heads, seqlen_q),
+        ("k", heads_kv, seqlen_k),
+        ("v", heads_kv, seqlen_k),
+        ("o", heads, seqlen_q),
+    ):
+        dims = (1, h, batch * s, head_dim) if packed else (batch, h, s, head_dim)
+        x = placed(dims, dtype, gap, None if name == "o" else rng.standard_normal(dims))
+        arrays[name] = x.as_strided((dims[2], h, head_dim), (*x.strides[2:0:-1], 1)) if packed else x
+    sides: dict[str, Any] = {}
+    if packed:
+        for name, s in (("cu_seqlens_q", seqlen_q), ("cu_seqlens_k", seqlen_k)):
+            sides[name] = np.cumsum([0, *[s - 1] * (batch - 1), s]).astype(np.int32)
+        sides |= {"sinks": np.ones(heads, np.float32), "seqused_k": np.full(batch, seqlen_k // 2, np.int32)}
+    if spec.family == "flash_fwd_scored":
+        sides["alibi_slopes"] = np.full((batch, heads), 0.1, np.float32)
+    if spec.family == "flash_fwd_scored" and not packed:
+        bias = rng.standard_normal((1, heads, seqlen_q, seqlen_k))
+        sides["bias"] = placed(bias.shape, dtype, gap, bias)
+    sides = {name: DeviceArray.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in sides.items()}
+    rows = batch * seqlen_q
+    lse = DeviceArray.empty((heads, rows) if packed else (batch, heads, seqlen_q), np.float32)
+    problem = make_problem(
+        *(view_of(x, name) for name, x in arrays.items()),
+        {name: view_of(x, name) for name, x in sides.items()},
+        max_seqlens=(seqlen_q, seqlen_k) if packed else None,
+        layout="bhsd",
+        return_lse=True,
+        **options,
+    )
+    addresses = {name: x.address for name, x in (arrays | sides | {"lse": lse}).items()}
+    with device.active():
+        for launch in plan_flash(device, spec, problem, addresses):
+            launch(Stream(device, 0))
 
 
 def inspect(stem: str, shapes: list[tuple[tuple[int, ...], int]]) -> dict[str, Any]:

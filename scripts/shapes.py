@@ -10,7 +10,8 @@ import numpy as np
 
 from flashcore_drv.dtypes import F16, DType
 from flashcore_drv.interop import view_of
-from flashcore_drv.problem import Problem, make_problem
+from flashcore_drv.problem import Problem
+from flashcore_drv.validation import make_problem
 
 _PATTERN = r"(\d+)x(\d+)(?:/(\d+))?x(\d+)x(\d+)x(\d+)"
 

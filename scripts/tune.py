@@ -45,7 +45,7 @@ from flashcore_drv import reference, tuned
 from flashcore_drv.catalog import CATALOG, FLASH_SMALL_HEAD_DIMS, KernelSpec, ptx_arch
 from flashcore_drv.dtypes import BF16, F16, DType
 from flashcore_drv.plan import contiguous, plan_flash
-from flashcore_drv.problem import Problem
+from flashcore_drv.problem import UNBOUNDED, Problem
 from flashcore_drv.runtime import Device, DeviceArray, Graph, Stream, is_emulated
 from flashcore_drv.tuned import WaveCost
 
@@ -79,7 +79,8 @@ class Shape:
         """As dispatch sees it."""
         q = contiguous(self.batch, self.heads, self.seqlen_q, self.head_dim)
         kv = contiguous(self.batch, self.heads_kv, self.seqlen_k, self.head_dim)
-        return Problem(q, kv, kv, q, DTYPES[self.dtype], self.head_dim**-0.5, self.causal)
+        right = 0 if self.causal else UNBOUNDED
+        return Problem(q, kv, kv, q, DTYPES[self.dtype], self.head_dim**-0.5, window_right=right)
 
     def __str__(self) -> str:
         sizes = f"{self.batch}x{self.heads}/{self.heads_kv}x{self.seqlen_q}x{self.seqlen_k}x{self.head_dim}"

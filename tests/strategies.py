@@ -79,6 +79,13 @@ storages = st.builds(
     offset=st.sampled_from([0, 0, 0, 8, 1, 3]),
 )
 
+aligned_storages = st.builds(
+    Storage,
+    order=st.sampled_from([(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 1, 0)]),
+    row_gap=st.sampled_from([0, 8, 24]),
+    offset=st.sampled_from([0, 8]),
+)
+
 
 def cases_of(lengths: st.SearchStrategy, head_dims: st.SearchStrategy, storage: st.SearchStrategy) -> st.SearchStrategy:
     """Cases with these lengths, head_dims and ways to lie in memory."""
@@ -121,6 +128,17 @@ class Placed:
             self._of(host)[...] = values
         self.whole = DeviceArray.from_numpy(host)
         self.array = self.whole.as_strided(shape, tuple(strides), storage.offset)
+
+    def packed(self) -> DeviceArray:
+        """The array as [rows, heads, cols], of a batch of 1."""
+        _, heads, rows, cols = self._shape
+        _, head_stride, row_stride, _ = self._strides
+        return self.array.as_strided((rows, heads, cols), (row_stride, head_stride, 1))
+
+    def broadcast(self, shape: tuple[int, ...]) -> DeviceArray:
+        """The array with strides of 0 where it is 1 and `shape` is not."""
+        strides = [0 if n == 1 else s for n, s in zip(self._shape, self._strides)]
+        return self.array.as_strided(shape, tuple(strides))
 
     def _of(self, flat: Any) -> Any:
         """The array in a flat one that has the layout of the whole memory."""

@@ -4,15 +4,18 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from flashcore_drv import images
+from flashcore_drv import images, tuned
 from flashcore_drv.emulator import driver as emulated
-from flashcore_drv.runtime import Device, driver, is_emulated
+from flashcore_drv.errors import InvalidArgument
+from flashcore_drv.problem import Problem
+from flashcore_drv.runtime import Device, DeviceArray, driver, is_emulated
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -99,3 +102,43 @@ def start_emulator(**options: Any) -> None:
     if is_emulated():
         images._load.cache_clear()
         Device.get.cache_clear()
+
+
+def placed(place, found):
+    """Arrays as they are, or on the GPU."""
+    if place == "host":
+        return found
+    return {k: DeviceArray.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in found.items()}
+
+
+def refused_call(function: Callable, found: dict, *words: object, error: type[Exception] = InvalidArgument) -> None:
+    """The call is refused with all of these words, and nothing was given to the GPU or left there."""
+    out = found.get("out")
+    before = context(), content(out)
+    with recorded() as calls, pytest.raises(error) as refusal:
+        function(**found)
+    message = str(refusal.value)
+    assert [w for w in words if str(w) not in message] == [], message
+    assert calls.work() == []
+    assert (context(), content(out)) == before
+    assert DeviceArray.from_numpy(np.arange(3)).to_numpy().tolist() == [0, 1, 2], "the context is not usable"
+
+
+def content(array) -> bytes | None:
+    """The bytes of a NumPy array, or of the whole buffer of a device array that is not freed."""
+    if isinstance(array, np.ndarray):
+        return array.tobytes()
+    if not isinstance(array, DeviceArray) or not array.buffer._finalizer.alive:
+        return None
+    count = array.buffer.nbytes // array.dtype.itemsize
+    return DeviceArray(array.buffer, (count,), array.dtype, (1,)).to_numpy().tobytes()
+
+
+def small_where(wanted: Callable[[Problem], bool]) -> Callable[..., str]:
+    """What may take the place of `tuned.fastest`: the small kernel where it is wanted and built."""
+
+    def fastest(family: str, head_dim: int, problem: Problem, *_: object) -> str:
+        small = tuned.alternatives(family, head_dim)[-1]
+        return small if wanted(problem) else family
+
+    return fastest

@@ -34,12 +34,14 @@ using namespace flashcore;
 template <typename T> char kind();
 template <> char kind<uint64_t>() {{ return 'Q'; }}
 template <> char kind<void*>() {{ return 'Q'; }}
+template <> char kind<const int32_t*>() {{ return 'Q'; }}
+template <> char kind<const float*>() {{ return 'Q'; }}
 template <> char kind<int64_t>() {{ return 'q'; }}
 template <> char kind<int32_t>() {{ return 'i'; }}
 template <> char kind<float>() {{ return 'f'; }}
 
 void show(uint64_t x) {{ std::printf("%" PRIu64 "\\n", x); }}
-void show(void* x) {{ show(reinterpret_cast<uint64_t>(x)); }}
+void show(const void* x) {{ show(reinterpret_cast<uint64_t>(x)); }}
 void show(int64_t x) {{ std::printf("%" PRId64 "\\n", x); }}
 void show(int32_t x) {{ std::printf("%" PRId32 "\\n", x); }}
 void show(float x) {{ std::printf("%a\\n", double(x)); }}
@@ -202,7 +204,7 @@ CHANGES = {
     "one member fewer": ('        ("causal", "i"),\n', ""),
     "a nested struct": ('("head_stride", "q"), ("row_stride", "q")', '("row_stride", "q"), ("head_stride", "q")'),
     "another struct name": ('"KernelInfo"', '"Info"'),
-    "a struct fewer": ("STRUCTS = (KERNEL_INFO, TENSOR, ", "STRUCTS = (KERNEL_INFO, "),
+    "a struct fewer": ("    KERNEL_INFO,\n    TENSOR,\n", "    KERNEL_INFO,\n"),
 }
 
 

@@ -239,6 +239,156 @@ def test_results_outlive_their_stream(device, expected) -> None:
     result.free()
 
 
+# ---- small inputs beside q, k and v
+
+
+def side_inputs():
+    return {
+        "alibi_slopes": np.linspace(0.1, 0.5, B * H, dtype=np.float32).reshape(B, H),
+        "bias": np.linspace(-1, 1, H * SK, dtype=np.float32).reshape(1, H, 1, SK),
+        "sinks": np.linspace(-1, 1, H, dtype=np.float32),
+        "seqused_k": np.array([SK, 10], np.int32),
+    }
+
+
+@pytest.fixture
+def expected_with_sides(device):
+    return fc.attention(*make(), **side_inputs())
+
+
+def test_numpy_side_inputs_go_up_in_one_copy_that_is_not_waited_for(device, expected_with_sides) -> None:
+    arrays = to_device(*make())
+    with Stream(device) as stream:
+        with recorded() as calls:
+            result = fc.attention(*arrays, stream=stream, **side_inputs())
+        copies = [args for name, args in calls if name == "cuMemcpyHtoDAsync"]
+        assert [int(args[-1]) for args in copies] == [stream.handle]
+        assert calls.count("cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize") == 0
+        kept = calls.count("cuMemAllocAsync") - calls.count("cuMemFreeAsync")
+        assert kept == 1, "the side inputs are still there"
+        assert np.array_equal(result.to_numpy(stream=stream), expected_with_sides)
+
+
+def test_numpy_side_inputs_may_change_when_the_call_has_returned(device, expected_with_sides) -> None:
+    sides = side_inputs()
+    result = fc.attention(*to_device(*make()), **sides)
+    for x in sides.values():
+        x.fill(0)
+    assert np.array_equal(result.to_numpy(), expected_with_sides)
+
+
+@pytest.mark.parametrize("kind", [lambda x: x, Exported], ids=["DeviceArray", "exported"])
+def test_side_inputs_on_the_device(device, expected_with_sides, kind) -> None:
+    arrays, sides = to_device(*make()), {n: kind(DeviceArray.from_numpy(x)) for n, x in side_inputs().items()}
+    with recorded() as calls:
+        result = fc.attention(*arrays, **sides)
+    assert calls.count("cuMemcpyHtoDAsync", "cuStreamSynchronize") == 0
+    assert np.array_equal(result.to_numpy(), expected_with_sides)
+
+
+def test_numpy_side_inputs_of_any_strides(device, expected_with_sides) -> None:
+    sides = side_inputs()
+    sides["alibi_slopes"] = np.asfortranarray(sides["alibi_slopes"])
+    sides["bias"] = np.broadcast_to(sides["bias"], (B, H, SQ, SK))
+    sides["sinks"] = np.stack([sides["sinks"]] * 2, 1)[:, 0]
+    sides["seqused_k"] = sides["seqused_k"][::-1].copy()[::-1]
+    for arrays in (make(), to_device(*make())):
+        found = fc.attention(*arrays, **sides)
+        assert np.array_equal(found if isinstance(found, np.ndarray) else found.to_numpy(), expected_with_sides)
+
+
+@pytest.mark.parametrize("name", ["alibi_slopes", "bias", "sinks", "seqused_k"])
+def test_a_side_inputs_producer_is_waited_for(device, expected_with_sides, name) -> None:
+    with Stream(device) as producer, Stream(device) as consumer:
+        sides = side_inputs()
+        sides[name] = Exported(DeviceArray.from_numpy(sides[name]), stream=producer.handle)
+        with recorded() as calls:
+            result = fc.attention(*to_device(*make()), stream=consumer, **sides)
+        assert [args[1] for kind, args in calls if kind == "cuEventRecord"] == [producer.handle]
+        assert [args[0] for kind, args in calls if kind == "cuStreamWaitEvent"] == [consumer.handle]
+        assert np.array_equal(result.to_numpy(stream=consumer), expected_with_sides)
+
+
+@LAYOUTS
+def test_a_head_dim_of_its_own_for_v(device, layout) -> None:
+    q, k, v = make(layout)
+    out = fc.attention(q, k, v, layout=layout)
+    for columns in (8, 24):
+        found = fc.attention(q, k, np.ascontiguousarray(v[..., :columns]), layout=layout)
+        assert found.shape == (*q.shape[:3], columns)
+        np.testing.assert_allclose(found.astype(float), out[..., :columns].astype(float), atol=2**-9)
+
+
+# ---- packed sequences and merging
+
+FAILING = ("cuMemAllocAsync", "cuMemcpyHtoDAsync", "cuLaunchKernelEx", "cuStreamSynchronize", "cuMemcpyDtoHAsync",
+           "cuMemFreeAsync", "cuCtxPushCurrent")  # fmt: skip
+
+
+def packed():
+    """q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k with rows that belong to no sequence."""
+    q, k, v = make()
+    starts = np.array([0, SQ, 2 * SQ - 3], np.int32), np.array([0, SK, 2 * SK - 5], np.int32)
+    return [*(x.reshape(-1, *x.shape[2:]) for x in (q, k, v)), *starts, SQ, SK]
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_packed_sequences_on_the_device(device, place) -> None:
+    """Nothing is waited for, wherever the lengths are; rows of no sequence are left as they are."""
+    arrays = packed()
+    expected, expected_lse = fc.attention_varlen(*arrays, return_lse=True)
+    there, starts = to_device(*arrays[:3]), arrays[3:5] if place == "host" else to_device(*arrays[3:5])
+    end = int(arrays[3][-1])
+    out = DeviceArray.from_numpy(np.full_like(expected, 7))
+    with Stream(device) as stream:
+        with recorded() as calls:
+            found, lse = fc.attention_varlen(*there, *starts, SQ, SK, out=out, return_lse=True, stream=stream)
+        assert found is out
+        assert calls.count("cuStreamSynchronize", "cuCtxSynchronize") == 0
+        stream.synchronize()
+    assert np.array_equal(out.to_numpy()[:end], expected[:end])
+    assert (out.to_numpy()[end:] == 7).all()
+    for head in range(H):
+        row = lse.as_strided((end,), (1,), head * len(expected)).to_numpy()
+        assert np.array_equal(row, expected_lse[head, :end])
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_an_error_in_the_middle_of_packed_sequences_leaves_nothing_behind(device, name) -> None:
+    emulated = emulated_driver()
+    arrays = packed()
+    with recorded() as calls:
+        expected = fc.attention_varlen(*arrays, sinks=np.zeros(H, np.float32))
+    for call in range(1, calls.count(name) + 1):
+        out = np.full_like(expected, 7)
+        before = used_bytes(device)
+        unknown = emulated.CUresult.CUDA_ERROR_UNKNOWN
+        with emulated.inject(name, call=call, result=unknown), pytest.raises(fc.DriverError):
+            fc.attention_varlen(*arrays, sinks=np.zeros(H, np.float32), out=out)
+        assert (out == 7).all() or np.array_equal(out[: arrays[3][-1]], expected[: arrays[3][-1]]), "half a result"
+        if name != "cuMemFreeAsync":
+            assert used_bytes(device) == before
+
+
+@LAYOUTS
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_out_of_a_merge(device, layout, place) -> None:
+    q, k, v = make(layout)
+    keys = 1 if layout == "bshd" else 2
+    halves = [np.split(x, [13], keys) for x in (k, v)]
+    parts = [x for kv in zip(*halves) for x in fc.attention(q, *kv, layout=layout, return_lse=True)]
+    expected, expected_lse = fc.attention_merge(*parts, layout=layout)
+    out = np.full_like(expected, np.nan)
+    if place == "device":
+        parts, (out,) = to_device(*parts), to_device(out)
+    found, lse = fc.attention_merge(*parts, layout=layout, out=out)
+    assert found is out
+    if place == "device":
+        found, lse = found.to_numpy(), lse.to_numpy()
+    assert np.array_equal(found, expected)
+    assert np.array_equal(lse, expected_lse)
+
+
 # ---- stages
 
 
@@ -288,6 +438,10 @@ def test_a_call_leaves_nothing_on_the_device(device) -> None:
     for _ in range(3):
         fc.attention(*arrays, return_lse=True)
         fc.unfused.pv(fc.unfused.softmax(fc.unfused.qk(*arrays[:2])), arrays[2])
+        fc.attention_varlen(*packed(), return_lse=True)
+        fc.attention_merge(
+            *fc.attention(*arrays, return_lse=True, **side_inputs()), *fc.attention(*arrays, return_lse=True)
+        )
         with recorded() as calls:
             out, lse = fc.attention(*there, return_lse=True)
         kept = calls.count("cuMemAlloc", "cuMemAllocAsync") - calls.count("cuMemFree", "cuMemFreeAsync")
@@ -316,10 +470,6 @@ def test_the_callers_context_stays_current(device) -> None:
     thread.start()
     thread.join()
     assert seen == [0, 0, 0, 0]
-
-
-FAILING = ("cuMemAllocAsync", "cuMemcpyHtoDAsync", "cuLaunchKernelEx", "cuStreamSynchronize", "cuMemcpyDtoHAsync",
-           "cuMemFreeAsync", "cuCtxPushCurrent")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAILING)

@@ -285,15 +285,6 @@ def test_the_cliff_is_relative_to_random_values_of_the_same_shape(bench_of, buil
     assert any("1.00 [1.00, 1.00]" in line for line in suite_cliff.lines(bench.run.record.to_json()))
 
 
-def test_what_the_package_lacks_is_skipped_with_the_reason(device, monkeypatch) -> None:
-    monkeypatch.delattr("flashcore_drv.attention_varlen", raising=False)
-    run = Run(record_of("forward", device), device, True)
-    cases = suite_forward.choose(run, suite_forward.cases(True))
-    assert [case for case in cases if case.lengths] == []
-    assert set(run.record.skipped.values()) == {"flashcore_drv has no attention_varlen"}
-    assert len(cases) + len(run.record.skipped) == len(suite_forward.ids(True))
-
-
 # ---- ceilings
 
 

@@ -9,10 +9,10 @@ from support import python_says
 
 from flashcore_drv import catalog, dispatch
 from flashcore_drv.catalog import CATALOG
-from flashcore_drv.dtypes import BF16, F16
+from flashcore_drv.dtypes import BF16, F16, F32
 from flashcore_drv.errors import InvalidArgument, Unsupported
 from flashcore_drv.plan import contiguous
-from flashcore_drv.problem import Matrices, Problem
+from flashcore_drv.problem import UNBOUNDED, Bias, Matrices, Packed, Problem
 from flashcore_drv.tuned import GpuModel
 
 SUPPORTED_ARCHS = (80, 86, 87, 89, 90, 100, 120)
@@ -22,15 +22,27 @@ lengths = st.integers(1, 4096) | st.sampled_from([1, 1023, 1024, 1025, 65_536, 1
 dtypes = st.sampled_from([F16, BF16])
 
 
-def problem_of(batch, num_heads_kv, group, seqlen_q, seqlen_k, head_dim, dtype, causal, aligned=True) -> Problem:
+def problem_of(
+    batch, num_heads_kv, group, seqlen_q, seqlen_k, head_dim, dtype, causal, aligned=True, head_dim_v=None, **features
+) -> Problem:
     q = contiguous(batch, num_heads_kv * group, seqlen_q, head_dim)
-    kv = contiguous(batch, num_heads_kv, seqlen_k, head_dim)
-    return Problem(q, kv, kv, q, dtype, head_dim**-0.5, causal, aligned=aligned)
+    k = contiguous(batch, num_heads_kv, seqlen_k, head_dim)
+    v, o = (contiguous(*x.shape[:3], head_dim_v or head_dim) for x in (k, q))
+    features = {"window_right": 0 if causal else UNBOUNDED, "aligned": aligned} | features
+    return Problem(q, k, v, o, dtype, head_dim**-0.5, **features)
 
 
 def problems(head_dims):
     small = st.integers(1, 8)
     return st.builds(problem_of, small, small, small, lengths, lengths, head_dims, dtypes, st.booleans(), st.booleans())
+
+
+biases = st.builds(
+    lambda dtype, col_stride: Bias(dtype, contiguous(1, 1, 1, 1), col_stride),
+    st.sampled_from([F16, BF16, F32]),
+    st.integers(0, 1),
+)
+sides = st.just(UNBOUNDED) | st.integers(0, 5000)
 
 
 legal = problems(st.integers(1, LARGEST_HEAD_DIM // 8).map(lambda n: 8 * n))
@@ -59,6 +71,66 @@ def test_the_fused_kernel_fits_the_problem_and_the_gpu(problem, arch, impl, sms)
         assert spec.family == "flash_fwd_general"
     else:
         assert spec.family in (("flash_fwd_causal",) if problem.causal else ("flash_fwd", "flash_fwd_small"))
+
+
+@given(
+    data=st.data(),
+    left=sides,
+    right=sides,
+    head_dim=st.integers(1, LARGEST_FUSED_HEAD_DIM // 8).map(lambda n: 8 * n),
+    head_dim_v=st.integers(1, LARGEST_FUSED_HEAD_DIM // 8).map(lambda n: 8 * n),
+    aligned=st.booleans(),
+    arch=st.sampled_from(SUPPORTED_ARCHS),
+    invariant=st.booleans(),
+)
+def test_every_feature_gets_a_kernel_that_has_it(
+    data, left, right, head_dim, head_dim_v, aligned, arch, invariant
+) -> None:
+    """And no more than it has to: terms of the scores, any layout, a window, or none of these."""
+    head_dim_v = data.draw(st.sampled_from([head_dim, head_dim_v]))
+    scored = data.draw(st.booleans())
+    terms = {
+        "softcap": data.draw(st.sampled_from([0.0, 30.0])),
+        "alibi_batch_stride": data.draw(st.sampled_from([None, 0, 2])),
+        "bias": data.draw(st.none() | biases),
+    }
+    problem = problem_of(
+        2, 1, 2, 100, 200, head_dim, F16, False, aligned, head_dim_v,
+        window_left=left, window_right=right, sinks=data.draw(st.booleans()), seqused_k=data.draw(st.booleans()),
+        varlen=data.draw(st.none() | st.just(Packed(150, 250))), batch_invariant=invariant, **terms if scored else {},
+    )  # fmt: skip
+    (spec,) = dispatch.select(problem, arch)
+    built = int(spec.size[1:])
+    assert built == min(d for d in catalog.FLASH_HEAD_DIMS if d >= max(head_dim, head_dim_v))
+    if problem.scored:
+        assert spec.family == "flash_fwd_scored"
+    elif not aligned or head_dim != built or head_dim_v != built:
+        assert spec.family == "flash_fwd_general"
+    elif left == UNBOUNDED and right == UNBOUNDED:
+        plain = not (invariant or problem.sinks or problem.seqused_k or problem.varlen)
+        assert spec.family in ("flash_fwd", "flash_fwd_small")[: 2 if plain else 1]
+    elif left == UNBOUNDED and right == 0:
+        assert spec.family == "flash_fwd_causal"
+    else:
+        assert spec.family == "flash_fwd_window"
+
+
+@given(dtype=dtypes, arch=st.sampled_from(SUPPORTED_ARCHS))
+def test_the_merge_has_a_kernel(dtype, arch) -> None:
+    spec = dispatch.select_merge(dtype, arch)
+    assert spec in CATALOG
+    assert (spec.family, spec.dtype, spec.arch) == ("attention_merge", dtype, catalog.ptx_arch(arch))
+
+
+def test_the_merge_is_refused_below_the_lowest_arch() -> None:
+    with pytest.raises(Unsupported, match=r"attention_merge: required r32, dtype=f16, sm_75; built: .*; missing: "):
+        dispatch.select_merge(F16, 75)
+
+
+def test_a_head_dim_v_beyond_the_fused_kernels_is_refused() -> None:
+    problem = problem_of(1, 1, 1, 8, 8, 64, F16, False, head_dim_v=264)
+    with pytest.raises(Unsupported, match=r"required head_dim=64, head_dim_v=264, .*; missing: head_dim_v 264"):
+        dispatch.select(problem, 89)
 
 
 def test_rows_too_far_apart_for_32_bits_get_the_general_kernel() -> None:

@@ -4,23 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Case, Placed, Storage, cases_of, lengths, storages
+from strategies import Case, Placed, aligned_storages, cases_of, lengths, storages
+from support import small_where
 
 import flashcore_drv as fc
-from flashcore_drv import catalog, dispatch, reference
+from flashcore_drv import catalog, dispatch, reference, tuned
 from flashcore_drv.dtypes import BF16, F16, F32
 from flashcore_drv.plan import contiguous
 from flashcore_drv.problem import Problem
 from flashcore_drv.runtime import Device
 
 HEAD_DIMS = st.sampled_from(catalog.FLASH_HEAD_DIMS)
-aligned = st.builds(
-    Storage,
-    order=st.sampled_from([(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 1, 0)]),
-    row_gap=st.sampled_from([0, 8, 24]),
-    offset=st.sampled_from([0, 8]),
-)
-fast_cases = cases_of(lengths, HEAD_DIMS, st.tuples(aligned, aligned, aligned, aligned))
+fast_cases = cases_of(lengths, HEAD_DIMS, st.tuples(*[aligned_storages] * 4))
 any_cases = cases_of(
     lengths | st.just(0),
     HEAD_DIMS | st.integers(1, 32).map(lambda n: 8 * n),
@@ -54,7 +49,7 @@ def check(case: Case) -> None:
 @given(case=fast_cases, small=st.booleans())
 def test_attention_of_aligned_arrays(device: Device, case: Case, small: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "_small_is_faster", lambda *_: small)
+        patch.setattr(tuned, "fastest", small_where(lambda _: small))
         check(case)
 
 
@@ -126,7 +121,7 @@ def test_no_queries_give_nothing(device: Device) -> None:
 @pytest.mark.parametrize("small", [False, True])
 def test_scores_that_rise_with_every_tile(device: Device, monkeypatch, head_dim, dtype, causal, small) -> None:
     """Every tile is larger than what the one before it let expect, so that speculation fails."""
-    monkeypatch.setattr(dispatch, "_small_is_faster", lambda *_: small)
+    monkeypatch.setattr(tuned, "fastest", small_where(lambda _: small))
     q, k, v = (normal(i, 1, 1, 400, head_dim, dtype=dtype) for i in range(3))
     q[..., 0], k[..., 0] = 16, np.linspace(120, 0, 400)
     out, lse = fc.attention(q, k, v, softmax_scale=0.125, layout="bhsd", causal=causal, return_lse=True, impl="flash")
@@ -159,10 +154,82 @@ def test_batch_invariant_bits_do_not_depend_on_the_batch(device: Device, head_di
 
 
 def test_batch_invariant_leaves_out_the_kernel_that_only_some_batches_get(monkeypatch) -> None:
-    monkeypatch.setattr(dispatch, "_small_is_faster", lambda *_: True)
+    monkeypatch.setattr(tuned, "fastest", small_where(lambda _: True))
     m = contiguous(1, 8, 512, 64)
     stems = [
         dispatch.select(Problem(m, m, m, m, F16, 0.125, batch_invariant=invariant), 89)[0].stem
         for invariant in (False, True)
     ]
     assert stems == ["flash_fwd_small_f16_d64_sm89", "flash_fwd_f16_d64_sm89"]
+
+
+WINDOWS = [(0, 0), (37, 5), (64, 0), (200, None), (None, 9)]
+"""Narrower and wider than a tile, and than all keys that are hidden on one side."""
+
+
+@HEAD_DIM
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_windows_leave_out_the_tiles_that_nobody_sees(device: Device, head_dim, window) -> None:
+    """These hold NaN. Lengths are multiples of nothing, and the last block has few rows."""
+    seqlen_q, seqlen_k = 141, 423
+    q, k, v = (normal(i, 1, h, s, head_dim) for i, (h, s) in enumerate(((2, seqlen_q), (1, seqlen_k), (1, seqlen_k))))
+    if window[0] is not None:
+        unseen = max(0, seqlen_k - seqlen_q - window[0] - 64)
+        k[:, :, :unseen] = v[:, :, :unseen] = np.nan
+    out, lse = fc.attention(q, k, v, window_size=window, layout="bhsd", return_lse=True)
+    scoring = reference.Scoring(window)
+    seen = [np.nan_to_num(x) for x in (q, k, v)]
+    true = reference.truth(*seen, head_dim**-0.5, scoring=scoring)
+    same = reference.same_maths(*seen, F16, head_dim**-0.5, scoring=scoring)
+    assert_close(out, true.o, same.o, F16)
+    assert_close(lse, true.lse, same.lse, F32)
+
+
+@HEAD_DIM
+@DTYPES
+@pytest.mark.parametrize("bias_dtype", [F16, F32], ids=str)
+def test_all_terms_of_the_scores_together(device: Device, head_dim, dtype, bias_dtype) -> None:
+    """In a window, with sinks, and an odd number of keys: a pair of bias would reach over the last one."""
+    q, k, v = (normal(i, 1, h, s, head_dim, dtype=dtype) for i, (h, s) in enumerate(((2, 90), (1, 201), (1, 201))))
+    bias = normal(3, 1, 2, 90, 202, dtype=bias_dtype)[..., :201]
+    scoring = reference.Scoring(
+        (120, 7), 5.0, alibi_slopes=np.array([0.25, 0.01], np.float32), bias=bias, sinks=np.array([1, -2], np.float32)
+    )
+    features = {name: getattr(scoring, name) for name in ("window_size", "softcap", "alibi_slopes", "bias", "sinks")}
+    out, lse = fc.attention(q, k, v, layout="bhsd", return_lse=True, **features)
+    true = reference.truth(q, k, v, head_dim**-0.5, scoring=scoring)
+    same = reference.same_maths(q, k, v, dtype, head_dim**-0.5, scoring=scoring)
+    assert_close(out, true.o, same.o, dtype)
+    assert_close(lse, true.lse, same.lse, F32)
+
+
+@HEAD_DIM
+@pytest.mark.parametrize(
+    "options", [{}, {"causal": True}, {"window_size": (40, 3)}, {"softcap": 9.0}], ids=lambda x: "".join(x) or "full"
+)
+def test_a_packed_sequence_does_not_see_its_neighbours(device: Device, head_dim, options) -> None:
+    """They are NaN all over, and lie in the same tile as its first and its last rows."""
+    cu_q, cu_k = np.array([0, 30, 130, 150], np.int32), np.array([0, 50, 171, 200], np.int32)
+    q, k, v = (normal(i, s, 2, head_dim) for i, s in enumerate((150, 200, 200)))
+    for x, (begin, end) in ((q, cu_q[1:3]), (k, cu_k[1:3]), (v, cu_k[1:3])):
+        x[:begin] = x[end:] = np.nan
+    options = {"batch_invariant": True, "return_lse": True, **options}
+    out, lse = fc.attention_varlen(q, k, v, cu_q, cu_k, 100, 121, **options)
+    alone, alone_lse = fc.attention(q[None, 30:130], k[None, 50:171], v[None, 50:171], **options)
+    assert np.isfinite(alone).all()
+    assert out[30:130].tobytes() == alone[0].tobytes()
+    assert lse[:, 30:130].tobytes() == alone_lse[0].tobytes()
+
+
+@pytest.mark.parametrize("sink", [3e38, 1e30, 88.0, -3e38])
+def test_sinks_of_any_size_overflow_nothing(device: Device, sink) -> None:
+    q, k, v = (normal(i, 1, 1, 70, 64) for i in range(3))
+    sinks = np.array([sink], np.float32)
+    out, lse = fc.attention(q, k, v, sinks=sinks, layout="bhsd", return_lse=True)
+    plain, plain_lse = fc.attention(q, k, v, layout="bhsd", return_lse=True, batch_invariant=True)  # the same kernel
+    if sink > 0:
+        assert not out.any()
+        assert (lse == sinks[0]).all()
+    else:
+        assert out.tobytes() == plain.tobytes()
+        assert lse.tobytes() == plain_lse.tobytes()

@@ -75,7 +75,8 @@ def test_json(device) -> None:
     assert (found["device"], found["emulated"], found["ok"]) == (device.name, is_emulated(), True)
     assert found["problem"] == {
         "batch": 2, "num_heads": 4, "num_heads_kv": 2, "seqlen_q": 20, "seqlen_k": 36, "head_dim": 24,
-        "dtype": "float16", "causal": False, "softmax_scale": 24**-0.5, "layout": "bshd", "input": "seed 0",
+        "dtype": "float16", "causal": False, "window_size": [-1, -1], "softcap": 0.0, "softmax_scale": 24**-0.5,
+        "layout": "bshd", "input": "seed 0",
     }  # fmt: skip
     assert [p["part"] for p in found["parts"]] == PARTS
     scores, keys = 2 * 4 * 20 * 36, 2 * 2 * 36 * 24
@@ -105,6 +106,9 @@ def test_json(device) -> None:
         (("--layout", "bhsd"), {"layout": "bhsd"}),
         (("--heads-kv", "1"), {"num_heads_kv": 1}),
         (("--scale", "0.5"), {"softmax_scale": 0.5}),
+        (("--window", "5", "3"), {"window_size": [5, 3]}),
+        (("--window", "5", "-1", "--causal"), {"window_size": [5, -1], "causal": True}),
+        (("--softcap", "0.7"), {"softcap": 0.7}),
         (("--impl", "unfused", "--seed", "3"), {"input": "seed 3"}),
         (
             ("--causal", "--dtype", "bfloat16", "--layout", "bhsd", "--heads-kv", "2"),
@@ -123,7 +127,8 @@ def test_help() -> None:
     ran = run("--help")
     assert (ran.returncode, ran.stderr) == (0, "")
     options = (
-        "input batch heads heads-kv seqlen-q seqlen-k head-dim dtype causal scale layout impl output repeat json seed"
+        "input batch heads heads-kv seqlen-q seqlen-k head-dim dtype causal window softcap scale layout impl output "
+        "repeat json seed"
     )
     for option in options.split():
         assert re.search(rf"^  --{option}\b.*", ran.stdout, re.M), option

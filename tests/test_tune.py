@@ -26,7 +26,8 @@ from tune import Shape
 COMPILER = cubins.find_nvcc()
 needs_nvcc = pytest.mark.skipif(COMPILER is None, reason="needs nvcc")
 SMALL = Tiling("pipelined", 2, 1, 2, 64, 32, 2, True, 1, False)
-LARGE = Tiling("straight", 4, 2, 1, 64, 32, 2, True, 2, False)
+LARGE = Tiling("straight", 4, 2, 1, 64, 32, 2, True, 2, True)
+PAIRED = Tiling("paired", 4, 1, 1, 32, 32, 2, True, 2, False)
 FULL_64, SMALL_64 = Cell("flash_fwd", 64), Cell("flash_fwd_small", 64)
 
 
@@ -60,7 +61,7 @@ def test_a_tiling_is_what_the_kernel_says_of_itself(built) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("bool two_loops;", "bool two_loops; int more;", "differ"),
+        ("bool split_loops;", "bool split_loops; int more;", "differ"),
         ("int stages;", "int buffers;", "differ"),
         ("kStraight,  ", "kStraight, kOther,  ", None),
         ("straight = Schedule::kStraight", "straight = Schedule::kOther", "does not know"),
@@ -94,8 +95,18 @@ def test_members_that_differ_from_the_header_are_refused(tmp_path, old, new, mes
         (replace(LARGE, key_warps=2, keys=32), FULL_64, "registers: at least 140 of 128"),
         (replace(LARGE, m_tiles=4), FULL_64, "registers: at least 340 of 255"),
         (replace(LARGE, blocks_an_sm=3), FULL_64, "registers: at least 172 of 168"),
+        (replace(LARGE, key_warps=2, keys=16, slice=16, blocks_an_sm=1), FULL_64, "straight: one warp along the keys"),
+        (replace(SMALL, q_in_registers=False), SMALL_64,
+         "pipelined: the sums of several warps along the keys take the place of Q"),
+        (replace(SMALL, key_warps=4, keys=16, slice=16, m_tiles=2), SMALL_64,
+         "pipelined: the parts of O do not fit the place of K"),
+        (PAIRED, Cell("flash_fwd", 256), None),
+        (replace(PAIRED, stages=1), Cell("flash_fwd", 256),
+         "paired: one tile of rows a warp, one warp along the keys, 2 stages, Q in registers, one loop"),
+        (replace(PAIRED, row_warps=1), Cell("flash_fwd", 256), "paired: an even number of warps, and all keys at once"),
+        (PAIRED, Cell("flash_fwd_general", 256), "paired: for full and causal, and whole spans of 64 columns"),
         (replace(SMALL, stages=1), SMALL_64, "pipelined: needs 2 stages"),
-        (replace(SMALL, two_loops=True), SMALL_64, "pipelined: has one loop"),
+        (replace(SMALL, split_loops=True), SMALL_64, "pipelined: has one loop"),
         (SMALL, Cell("flash_fwd_causal", 64), "pipelined: has no diagonal"),
         (SMALL, Cell("flash_fwd_general", 64), "pipelined: has no diagonal"),
         (replace(SMALL, row_warps=1, key_warps=1), SMALL_64,
@@ -114,9 +125,8 @@ def test_what_cannot_be_built_is_refused_with_the_reason(tiling, cell, reason) -
 
 
 def test_the_memory_of_the_exchange_counts() -> None:
-    few_keys = replace(SMALL, keys=16, slice=16, key_warps=2, m_tiles=1, row_warps=2)
-    assert few_keys.shared_bytes(32) == max(2 * 32 * (32 + 2 * 2 * 32), 4 * (16 * 8 + 4 * 32 * 16)) == 10240
-    assert replace(few_keys, stages=1).shared_bytes(32) == 4 * (16 * 8 + 4 * 32 * 16)
+    assert LARGE.shared_bytes(64) == 2 * 64 * (128 + 2 * 2 * 64)
+    assert PAIRED.shared_bytes(256) == 4 * 32 * 256 * 2 + 2 * 4 * (2 * 512 + 64 + 4)
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -141,7 +151,7 @@ def test_a_slice_that_follows_its_keys_is_no_change_of_its_own() -> None:
     assert tilings.changes(replace(LARGE, keys=48, slice=16), LARGE) == 1
     assert tilings.changes(replace(LARGE, keys=48, slice=48), LARGE) == 2
     assert tilings.changes(replace(LARGE, slice=16), LARGE) == 1
-    assert tilings.changes(replace(LARGE, stages=1, two_loops=True), LARGE) == 2
+    assert tilings.changes(replace(LARGE, stages=1, split_loops=False), LARGE) == 2
 
 
 def test_names_are_words_of_a_stem_and_unique() -> None:

@@ -15,7 +15,7 @@ from flashcore_drv.dtypes import F16
 from flashcore_drv.emulator.arch import ARCHS
 from flashcore_drv.images import build_folder
 from flashcore_drv.plan import contiguous
-from flashcore_drv.problem import Problem
+from flashcore_drv.problem import UNBOUNDED, Problem
 from flashcore_drv.tuned import GpuModel, WaveCost
 
 TABLES = sorted(p for p in tuned.FOLDER.glob("*.json") if p.stem != "kernels")
@@ -25,7 +25,7 @@ DTYPES = {s.dtype.name: s.dtype for s in catalog.CATALOG}
 
 def problem_of(batch, heads, heads_kv, seqlen_q, seqlen_k, head_dim, dtype="f16", causal=False, **options) -> Problem:
     q, kv = contiguous(batch, heads, seqlen_q, head_dim), contiguous(batch, heads_kv, seqlen_k, head_dim)
-    return Problem(q, kv, kv, q, DTYPES[dtype], head_dim**-0.5, causal, **options)
+    return Problem(q, kv, kv, q, DTYPES[dtype], head_dim**-0.5, window_right=0 if causal else UNBOUNDED, **options)
 
 
 def family_of(problem, arch, gpu) -> str:

@@ -5,20 +5,22 @@
 namespace flashcore {
 
 // S[:, FIRST ... FIRST + COUNT) of a warp whose rows begin at `first_row` and whose keys begin at `first_key`.
-template <int M_TILES, int N_TILES, bool DIAGONAL>
-__device__ __forceinline__ void mask(float (&S)[M_TILES][N_TILES][4], const KeyLimit<DIAGONAL>& limit,
+template <int M_TILES, int N_TILES, Band BAND>
+__device__ __forceinline__ void mask(float (&S)[M_TILES][N_TILES][4], const KeyLimit<BAND>& limit,
                                      int first_row, int first_key) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int t = 0; t < M_TILES; ++t)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int keys = limit.of_row(first_row + 16 * t + 8 * h + lane / 4) - first_key - lane % 4 * 2;
+            const int row = first_row + 16 * t + 8 * h + lane / 4, first_col = first_key + lane % 4 * 2;
+            const int begin = limit.begin(row) - first_col, end = limit.end(row) - first_col;
 #pragma unroll
             for (int n = 0; n < N_TILES; ++n)
 #pragma unroll
                 for (int e = 0; e < 2; ++e)
-                    if (8 * n + e >= keys) S[t][n][2 * h + e] = -INFINITY;
+                    if (8 * n + e >= end || (BAND == Band::kWindow && 8 * n + e < begin))
+                        S[t][n][2 * h + e] = -INFINITY;
         }
 }
 

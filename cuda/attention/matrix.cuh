@@ -2,6 +2,7 @@
 #pragma once
 #include "abi/tensor.h"
 #include "attention/numeric.cuh"
+#include "ptx/compute_now.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/shared_memory.cuh"
 
@@ -13,11 +14,19 @@ struct Matrix {
     int64_t row_stride;
     bool aligned;  // every row starts on 16 bytes; the same for all threads
 
-    __device__ Matrix(const Tensor& t, int batch, int head)
-        : data(static_cast<T*>(t.data) + batch * t.batch_stride + head * t.head_stride),
+    // From row `first_row` on, where the rows before it are other sequences'.
+    __device__ Matrix(const Tensor& t, int batch, int head, int first_row = 0)
+        : data(static_cast<T*>(t.data) + batch * t.batch_stride + head * t.head_stride +
+               first_row * t.row_stride),
           row_stride(t.row_stride) {
         const uint64_t strides = (t.batch_stride | t.head_stride | t.row_stride) * sizeof(T);
         aligned = (reinterpret_cast<uint64_t>(t.data) | strides) % 16 == 0;
+    }
+
+    // The compiler would put off what is needed at the end only.
+    __device__ void compute_now() {
+        ptx::compute_now(data);
+        ptx::compute_now(row_stride);
     }
 
     __device__ T* at(int row, int col) const { return data + row * row_stride + col; }

@@ -1,11 +1,11 @@
 // Online softmax in base 2 on a warp's accumulators.
 //
-// P = exp2(scale * S - m), l = sum of P. m is a row's origin, not its exact maximum: any origin gives the same softmax as
-// long as P fits its type, so m moves (and l and O are rescaled) only when it must. Two ways to find out:
-//   lazily         S is searched for its maximum; m moves if a score lies more than 2^kHeadroom above it
-//   speculatively  P is computed at once; its sums tell whether it fitted. If not, the tile is done again, lazily.
-// Speculation saves the search, two instructions in three elements; scores that rise with every tile would cost twice.
-// So a warp whose speculation has failed once does not speculate again.
+// P = exp2(scale * S - m), l = sum of P. m is a row's origin: any gives the same softmax as long as P fits its type.
+//   searching      S is searched for its maximum, m becomes the largest score so far, l and O are rescaled
+//   speculatively  m stays and P is computed at once; its sums tell whether it fitted. If not, the tile is searched.
+// Speculation saves the search and the rescaling; scores that rise with every tile would cost twice. So a warp whose
+// speculation has failed once does not speculate again. A search always rescales: asking whether a row needs it (a vote
+// and a branch, between the products and the exponentials) costs more than it saves.
 #pragma once
 #include <cfloat>
 
@@ -26,9 +26,8 @@ __device__ inline float quad_sum(float x) {
 
 template <int M_TILES>
 struct OnlineSoftmax {
-    static constexpr float kHeadroom = 8.f;
-    static constexpr float kLargestSum =
-        4096.f;  // of P in a lane: far below the largest float16, above any P of lazy rows
+    static constexpr float kHeadroom = 8.f;       // of raise(): P stays below 2^kHeadroom
+    static constexpr float kLargestSum = 4096.f;  // of P in a lane: far below the largest float16
     // Origin of a row that has seen no key: finite, so that exp2(-inf - m) = 0, and below every score.
     static constexpr float kNoOrigin = -FLT_MAX;
 
@@ -85,41 +84,67 @@ struct OnlineSoftmax {
         return fits;
     }
 
-    // Moves the origins, if any of them must, to the rows' largest score so far.
-    template <int N_TILES, int O_TILES>
-    __device__ __forceinline__ void settle(const float (&S)[M_TILES][N_TILES][4],
-                                           float (&O)[M_TILES][O_TILES][4], float scale) {
-        Rows peak;
+    // peak = largest S of the keys FIRST ... FIRST + COUNT, in this lane; with FIRST > 0, of those before them, too.
+    template <int FIRST, int COUNT, int N_TILES>
+    __device__ __forceinline__ static void search(const float (&S)[M_TILES][N_TILES][4], Rows& peak) {
+#pragma unroll
+        for (int t = 0; t < M_TILES; ++t)
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+#pragma unroll
+                for (int n = FIRST / 8; n < (FIRST + COUNT) / 8; ++n) {
+                    const float larger = fmaxf(S[t][n][2 * h], S[t][n][2 * h + 1]);
+                    peak[t][h] = n == 0 ? larger : fmaxf(peak[t][h], larger);
+                }
+    }
+
+    // The origin of row [t][h] becomes its largest score so far. What O is to be multiplied by, as l is.
+    __device__ __forceinline__ float move_origin(int t, int h, const Rows& peak, float scale) {
+        const float next = fmaxf(m[t][h], quad_max(peak[t][h]) * scale);
+        const float rescale = ptx::exp2_approx(m[t][h] - next);
+        m[t][h] = next;
+        l[t][h] *= rescale;
+        return rescale;
+    }
+
+    // Moves the origins if any row of the warp must, for a warp that does not have O. False if nothing moved.
+    __device__ __forceinline__ bool raise(const Rows& peak, float scale, Rows& rescale) {
         bool grown = false;
 #pragma unroll
         for (int t = 0; t < M_TILES; ++t)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                peak[t][h] = fmaxf(S[t][0][2 * h], S[t][0][2 * h + 1]);
+            for (int h = 0; h < 2; ++h) grown |= fmaf(peak[t][h], scale, -kHeadroom) > m[t][h];
+        if (!__any_sync(0xffffffffu, grown)) return false;
 #pragma unroll
-                for (int n = 1; n < N_TILES; ++n)
-                    peak[t][h] = fmaxf(peak[t][h], fmaxf(S[t][n][2 * h], S[t][n][2 * h + 1]));
-                grown |= fmaf(peak[t][h], scale, -kHeadroom) > m[t][h];
-            }
-        if (!__any_sync(0xffffffffu, grown)) return;
+        for (int t = 0; t < M_TILES; ++t)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) rescale[t][h] = move_origin(t, h, peak, scale);
+        return true;
+    }
 
-        bool seen = true;
+    // Moves the origins to the rows' largest score so far, and rescales O.
+    template <int O_TILES>
+    __device__ __forceinline__ void settle(const Rows& peak, float (&O)[M_TILES][O_TILES][4], float scale) {
 #pragma unroll
         for (int t = 0; t < M_TILES; ++t)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const float next = fmaxf(m[t][h], quad_max(peak[t][h]) * scale);
-                const float rescale = ptx::exp2_approx(m[t][h] - next);
-                m[t][h] = next;
-                l[t][h] *= rescale;
+                const float rescale = move_origin(t, h, peak, scale);
 #pragma unroll
                 for (int d = 0; d < O_TILES; ++d) {
                     O[t][d][2 * h] *= rescale;
                     O[t][d][2 * h + 1] *= rescale;
                 }
-                seen &= next > kNoOrigin;
             }
-        may_speculate = !has_failed && __all_sync(0xffffffffu, seen);
+    }
+
+    // Speculation begins when every row of the warp has an origin.
+    __device__ __forceinline__ void consider_speculation() {
+        if (has_failed) return;
+        bool seen = true;
+#pragma unroll
+        for (int t = 0; t < M_TILES; ++t) seen &= m[t][0] > kNoOrigin && m[t][1] > kNoOrigin;
+        may_speculate = __all_sync(0xffffffffu, seen);
     }
 
     // Sums up the lanes of a row.

@@ -75,17 +75,17 @@ struct TileLoader {
         }
     }
 
-    // The same, where rows from `rows` on are zero and not read.
+    // The same, where rows from `rows` on are zero and not read: a copy of 0 bytes does not touch its address.
     __device__ void load_tail(int first_row, uint32_t tile_offset, int rows) const {
+        const char* from = source(first_row);
 #pragma unroll
         for (int i = 0; i < ROWS / kRowStep; ++i) {
-            const int r = first_row + i * kRowStep;
-            const bool valid = r + row < rows;
-            const char* const from = valid ? source(r) : reinterpret_cast<const char*>(matrix.data);
+            const int bytes = first_row + row < rows - i * kRowStep ? 16 : 0;
 #pragma unroll
             for (int g = 0; g < Layout::kChunks / kSpan; ++g)
                 ptx::cp_async_16(target + tile_offset + i * kRowStep * Layout::kPitch + g * kSpan * 16,
-                                 from + g * kSpan * 16, valid ? 16 : 0);
+                                 from + g * kSpan * 16, bytes);
+            from += kRowStep * sizeof(T) * matrix.row_stride;
         }
     }
 };
@@ -96,6 +96,7 @@ template <typename T, int ROWS, int HEAD_DIM, int THREADS>
 struct AnyTileLoader {
     using Layout = Swizzle<HEAD_DIM>;
     static constexpr int kChunks = Layout::kChunks;
+    static constexpr int kAtOnce = HEAD_DIM == 128 ? 2 : 4;  // four would spill where O has most registers
     static_assert(ROWS * kChunks % THREADS == 0);
 
     const Matrix<T> matrix;
@@ -110,7 +111,7 @@ struct AnyTileLoader {
     }
 
     __device__ void load_tail(int first_row, uint32_t tile_offset, int rows) const {
-#pragma unroll 4
+#pragma unroll kAtOnce
         for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
             const int r = (i * THREADS + thread) / kChunks, chunk = (i * THREADS + thread) % kChunks;
             const bool valid = first_row + r < rows && chunk * 8 < head_dim;

@@ -11,24 +11,31 @@
 #include "abi/kernel_info.h"
 #include "attention/block_range.cuh"
 #include "attention/combine.cuh"
-#include "attention/divide.cuh"
 #include "attention/mask.cuh"
+#include "attention/normalise.cuh"
 #include "attention/products.cuh"
+#include "attention/scores.cuh"
 #include "attention/softmax.cuh"
+#include "flash_fwd/paired_warps.cuh"
+#include "flash_fwd/place.cuh"
 #include "flash_fwd/traits.cuh"
+#include "ptx/block_index.cuh"
 
 namespace flashcore {
 
-// TILING: the table's, or another that scripts/tune.py tries.
-template <typename Element, int HEAD_DIM_, Variant VARIANT, Tiling TILING = tiling<HEAD_DIM_, VARIANT>()>
+// TILING: the table's for an architecture (tiling<>()), or another that scripts/tune.py tries.
+template <typename Element, int HEAD_DIM_, Variant VARIANT, Tiling TILING>
 struct FlashFwdSm80 {
     using T = Element;
-    using Params = FlashFwdParams;
     static constexpr int HEAD_DIM = HEAD_DIM_;
     static constexpr Tiling kTiling = TILING;
-    static constexpr bool kGeneral = VARIANT == Variant::kGeneral;
-    static constexpr bool DIAGONAL = VARIANT == Variant::kCausal || kGeneral;
-    static constexpr bool kHeadsFirst = DIAGONAL;  // and the last, longest rows before the others
+    static constexpr bool kScored = VARIANT == Variant::kScored,
+                          kGeneral = VARIANT == Variant::kGeneral || kScored;
+    // Without lengths from memory and sinks, which would be a cache line more of parameters to wait for.
+    static constexpr bool kPlain = VARIANT == Variant::kSmall;
+    using Params = std::conditional_t<kScored, FlashFwdScoredParams, FlashFwdParams>;
+    static constexpr Band BAND = band(VARIANT);
+    static constexpr bool kHeadsFirst = BAND != Band::kAll;  // and the last, longest rows before the others
     static constexpr int BLOCK_Q = kTiling.block_q(), BLOCK_KV = kTiling.block_kv(),
                          kThreads = kTiling.threads(), kBlocksAnSm = kTiling.blocks_an_sm;
     static constexpr int M_TILES = kTiling.m_tiles, KEYS = kTiling.keys, SLICE = kTiling.slice,
@@ -40,41 +47,77 @@ struct FlashFwdSm80 {
     using Loader = std::conditional_t<kGeneral, AnyTileLoader<T, ROWS, HEAD_DIM, THREADS>,
                                       TileLoader<T, ROWS, HEAD_DIM, THREADS>>;
     using CombineKeys = Combine<M_TILES, HEAD_DIM, kTiling.row_warps, kTiling.key_warps>;
-    static constexpr int kLoadBytes = kQAt + kQBytes;
-    static constexpr int kSharedBytes = kLoadBytes > CombineKeys::kBytes ? kLoadBytes : CombineKeys::kBytes;
+    static constexpr bool kPaired = kTiling.schedule == Schedule::kPaired;
+    using Paired = PairedWarps<T, HEAD_DIM, kTiling.row_warps, BLOCK_KV, BAND>;
+    static constexpr int shared_bytes() {
+        if constexpr (kPaired) return Paired::kSharedBytes;
+        return kQAt + kQBytes;
+    }
+    static constexpr int kSharedBytes = shared_bytes();
+    // The parts of O to add up take the place of K_smem, and their (m, l) that of Q_smem. At the last tile of the
+    // pipelined schedule both have been read: Q is in registers, and K_smem was read for the tile before.
+    static_assert(kTiling.key_warps == 1 ||
+                  (kTiling.schedule == Schedule::kPipelined && kTiling.q_in_registers &&
+                   CombineKeys::kPartBytes <= kVAt && CombineKeys::kStateBytes <= kQBytes));
+    static_assert(kTiling.schedule != Schedule::kPipelined || BAND == Band::kAll);
 
     static constexpr KernelInfo info(uint64_t abi_hash) {
         return {abi_hash, kThreads, kSharedBytes, BLOCK_Q, HEAD_DIM, 1, sizeof(Params)};
     }
 
-    __device__ static void run(const Params& p) {
-        const int outer = divide(blockIdx.x, p.grid_inner), inner = blockIdx.x - outer * p.grid_inner.value;
-        const int row_block = kHeadsFirst ? p.row_blocks - 1 - outer : inner,
-                  batch_head = kHeadsFirst ? inner : outer;
-        const int batch = divide(batch_head, p.num_heads), head = batch_head - batch * p.num_heads.value;
+    __device__ static void run(const Params& params) {
+        const FlashFwdParams& p = fwd(params);
+        const auto [batch, head, first_row] = place(p, blockIdx.x);
         const int head_kv = divide(head, p.group);
-        const Matrix<T> Q(p.q, batch, head), K(p.k, batch, head_kv), V(p.v, batch, head_kv);
+        const Sequence all = sequence(p, batch);
+        if (first_row >= all.seqlen_q) return;  // another sequence is longer
 
-        const int first_row = row_block * BLOCK_Q;
-        const KeyLimit<DIAGONAL> limit{p.seqlen_k, p.diagonal};
-        const BlockRange<BLOCK_KV> tiles(limit, first_row, min(first_row + BLOCK_Q, p.seqlen_q) - 1);
+        // from here on, keys are counted from the first tile that is needed
+        const Sequence rows = all.without_keys(
+            BlockRange<BLOCK_KV>::unseen(KeyLimit<BAND>(all, p.window_left, p.window_right), first_row));
+        const Matrix<T> Q(p.q, batch, head, rows.first_q), K(p.k, batch, head_kv, rows.first_k),
+            V(p.v, batch, head_kv, rows.first_k);
+        const KeyLimit<BAND> limit(rows, p.window_left, p.window_right);
+        const BlockRange<BLOCK_KV> tiles(limit, first_row, min(first_row + BLOCK_Q, rows.seqlen_q) - 1);
 
-        Warp warp(p, limit, tiles, first_row);
-        if (tiles.end > 0) {
-            if constexpr (kTiling.schedule == Schedule::kStraight) warp.straight(Q, K, V);
-            if constexpr (kTiling.schedule == Schedule::kPipelined) warp.pipelined(Q, K, V);
+        if constexpr (kTiling.schedule == Schedule::kPipelined) {
+            Warp warp(params, batch, head, rows, limit, tiles, first_row);
+            Matrix<T> O(p.o, batch, head, rows.first_q);
+            if (tiles.end > 0) warp.pipelined(Q, K, V, O);
+            warp.softmax.finish();
+            CombineKeys::run(warp.O, warp.softmax, warp.row_warp, warp.key_warp, kKAt, kQAt);
+            warp.store(O, rows, {batch, head, first_row});
+        } else {
+            std::conditional_t<kPaired, Paired, Warp> warp(params, batch, head, rows, limit, tiles,
+                                                           first_row);
+            if (tiles.end > 0) warp.run(Q, K, V);
+            warp.softmax.finish();
+            // once more: registers are worth more than a few loads and divisions
+            const Place again = place(p, ptx::block_index_again());
+            const Sequence its_rows = sequence(p, again.batch);
+            warp.store(Matrix<T>(p.o, again.batch, again.head, its_rows.first_q), its_rows, again);
         }
-        warp.softmax.finish();
-        CombineKeys::run(warp.O, warp.softmax, warp.row_warp, warp.key_warp);
-        warp.store(Matrix<T>(p.o, batch, head), p.lse, batch, head);
     }
 
   private:
+    __device__ static Place place(const FlashFwdParams& p, int block) {
+        return place_of<kHeadsFirst, BLOCK_Q>(p, block);
+    }
+
+    __device__ static const FlashFwdParams& fwd(const FlashFwdParams& p) { return p; }
+    __device__ static const FlashFwdParams& fwd(const FlashFwdScoredParams& p) { return p.fwd; }
+    __device__ static Sequence sequence(const FlashFwdParams& p, int batch) {
+        return kPlain ? Sequence(p.sequences) : Sequence(p.sequences, batch);
+    }
+
     enum class Masked { kNo, kYes, kPerhaps };  // whether a tile needs a mask, as far as the compiler knows
 
     struct Warp {
-        const Params& p;
-        const KeyLimit<DIAGONAL> limit;
+        const Params& params;
+        const FlashFwdParams& p;
+        const int batch, head;
+        const Sequence rows;
+        const KeyLimit<BAND> limit;
         const BlockRange<BLOCK_KV> tiles;
         const int lane, row_warp, key_warp, first_row;  // first_row: of this block
         const int warp_row;                             // first row of this warp
@@ -85,9 +128,13 @@ struct FlashFwdSm80 {
         uint32_t P[KEYS / 16][M_TILES][4];
         OnlineSoftmax<M_TILES> softmax;
 
-        __device__ Warp(const Params& p, const KeyLimit<DIAGONAL>& limit, const BlockRange<BLOCK_KV>& tiles,
-                        int first_row)
-            : p(p),
+        __device__ Warp(const Params& params, int batch, int head, const Sequence& rows,
+                        const KeyLimit<BAND>& limit, const BlockRange<BLOCK_KV>& tiles, int first_row)
+            : params(params),
+              p(fwd(params)),
+              batch(batch),
+              head(head),
+              rows(rows),
               limit(limit),
               tiles(tiles),
               lane(threadIdx.x % 32),
@@ -107,24 +154,29 @@ struct FlashFwdSm80 {
                     for (int e = 0; e < 4; ++e) O[t][d][e] = 0.f;
         }
 
-        __device__ static uint32_t stage(int tile) { return STAGES == 1 ? 0 : tile % 2 * kTileBytes; }
+        __device__ static uint32_t stage(int tile) { return STAGES == 1 ? 0 : (tile & 1) * kTileBytes; }
         __device__ int first_key(int tile) const { return tile * BLOCK_KV + key_warp * KEYS; }
 
         // Whether every row of this warp sees none of the warp's keys.
         __device__ __forceinline__ bool outside(int tile) const {
-            return DIAGONAL && first_key(tile) > warp_row + 16 * M_TILES - 1 + limit.diagonal;
+            return (BAND != Band::kAll && first_key(tile) > warp_row + 16 * M_TILES - 1 + limit.last) ||
+                   (BAND == Band::kWindow && first_key(tile) + KEYS <= warp_row + limit.first);
         }
 
         // S = Q @ K^T                                               [16 * M_TILES, KEYS]
         __device__ __forceinline__ void scores(int tile) { multiply_qk<T, 0, KEYS>(S, Q, K, stage(tile)); }
 
-        // P = exp2(scale * S - m), l += sum of P
-        __device__ __forceinline__ void lazy_softmax() {
-            softmax.settle(S, O, p.scale_log2);
-            softmax.template exponentials<T, 0, KEYS>(S, P, p.scale_log2, softmax.l);
+        // m = max(m, S), P = exp2(scale * S - m), l += sum of P
+        __device__ __forceinline__ void searched_softmax() {
+            const float scale = kScored ? 1.f : p.scale_log2;
+            float peak[M_TILES][2];
+            softmax.template search<0, KEYS>(S, peak);
+            softmax.settle(peak, O, scale);
+            softmax.template exponentials<T, 0, KEYS>(S, P, scale, softmax.l);
+            softmax.consider_speculation();
         }
 
-        // S and P, slice by slice, without looking for a maximum. False if P came out too large: then nothing has happened.
+        // S and P, slice by slice, without a search. False if P came out too large: then nothing has happened.
         __device__ __forceinline__ bool speculate(int tile) {
             float sum[M_TILES][2] = {};
             each_slice([&]<int FIRST>() {
@@ -137,42 +189,51 @@ struct FlashFwdSm80 {
         // S and P of a tile
         template <Masked MASKED>
         __device__ __forceinline__ void probabilities(int tile) {
-            if (!masked<MASKED>(tile) && softmax.may_speculate && speculate(tile)) return;
+            if (!kScored && !masked<MASKED>(tile) && softmax.may_speculate && speculate(tile)) return;
             scores(tile);
+            if constexpr (kScored)
+                Scores{params.terms, rows, p.scale_log2, batch, head}.finish(S, warp_row, first_key(tile));
             if (masked<MASKED>(tile)) mask(S, limit, warp_row, first_key(tile));
-            lazy_softmax();
+            searched_softmax();
         }
 
         template <Masked MASKED>
         __device__ bool masked(int tile) const {
-            return MASKED == Masked::kYes || (MASKED == Masked::kPerhaps && tile >= tiles.masked);
+            return MASKED == Masked::kYes ||
+                   (MASKED == Masked::kPerhaps &&
+                    (tile >= tiles.masked || (BAND == Band::kWindow && tile < tiles.clear)));
         }
 
         // step<MASKED>(tile) from tile `first` down to the first tile of keys
         template <typename Step>
         __device__ __forceinline__ void for_each_tile(int first, const Step& step) const {
             int tile = first;
-            if constexpr (kTiling.two_loops) {
+            if constexpr (kTiling.split_loops) {
 #pragma unroll 1
                 for (; tile >= tiles.masked; --tile) step.template operator()<Masked::kYes>(tile);
 #pragma unroll 1
-                for (; tile >= 0; --tile) step.template operator()<Masked::kNo>(tile);
+                for (; tile >= (BAND == Band::kWindow ? tiles.clear : 0); --tile)
+                    step.template operator()<Masked::kNo>(tile);
+                if constexpr (BAND == Band::kWindow) {
+#pragma unroll 1
+                    for (; tile >= 0; --tile) step.template operator()<Masked::kYes>(tile);
+                }
             } else {
 #pragma unroll 1
                 for (; tile >= 0; --tile) step.template operator()<Masked::kPerhaps>(tile);
             }
         }
 
-        __device__ __forceinline__ void straight(const Matrix<T>& Q_gmem, const Matrix<T>& K_gmem,
-                                                 const Matrix<T>& V_gmem) {
+        __device__ __forceinline__ void run(const Matrix<T>& Q_gmem, const Matrix<T>& K_gmem,
+                                            const Matrix<T>& V_gmem) {
             const Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
-                V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim);
+                V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim_v);
             const int last = tiles.end - 1;
             Loader<BLOCK_Q, kThreads>(Q_gmem, shared + kQAt, threadIdx.x, p.head_dim)
-                .load_tail(first_row, 0, p.seqlen_q);
-            K_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);
+                .load_tail(first_row, 0, rows.seqlen_q);
+            K_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
             ptx::cp_async_commit();
-            V_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);
+            V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
             ptx::cp_async_commit();
             ptx::cp_async_wait<1>();
             __syncthreads();  // Q_smem is complete
@@ -204,22 +265,25 @@ struct FlashFwdSm80 {
         // Slice by slice, S of the next tile is made between P and O of this one: independent work for a warp that has a
         // scheduler to itself. S of the next tile takes the registers of this one's, so nothing is speculative here.
         __device__ __forceinline__ void pipelined(const Matrix<T>& Q_gmem, const Matrix<T>& K_gmem,
-                                                  const Matrix<T>& V_gmem) {
+                                                  const Matrix<T>& V_gmem, Matrix<T>& O_gmem) {
             const Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
-                V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim);
+                V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim_v);
             const int last = tiles.end - 1;
             Loader<BLOCK_Q, kThreads>(Q_gmem, shared + kQAt, threadIdx.x, p.head_dim)
-                .load_tail(first_row, 0, p.seqlen_q);
-            K_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);
+                .load_tail(first_row, 0, rows.seqlen_q);
+            K_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
             ptx::cp_async_commit();
-            V_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);
+            V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
             if (last > 0) K_loader.load((last - 1) * BLOCK_KV, stage(last - 1));
             ptx::cp_async_commit();
+            O_gmem.compute_now();  // while the tiles travel: at the end its parameters would be waited for
             ptx::cp_async_wait<1>();
             __syncthreads();  // Q_smem and K_smem of the last tile are complete
             Q.begin();
             scores(last);
-            mask(S, limit, warp_row, first_key(last));
+            mask(S, limit, warp_row, first_key(last));  // the only tile that ends past seqlen_k
+            float peak[M_TILES][2];
+            softmax.template search<0, KEYS>(S, peak);
 
             const auto step = [&]<bool LAST>(int tile) {
                 ptx::cp_async_wait<0>();
@@ -229,55 +293,53 @@ struct FlashFwdSm80 {
                     if (tile > 1) K_loader.load((tile - 2) * BLOCK_KV, stage(tile));
                     ptx::cp_async_commit();
                 }
-                softmax.settle(S, O, p.scale_log2);
+                softmax.settle(peak, O, p.scale_log2);
                 each_slice([&]<int FIRST>() {
                     softmax.template exponentials<T, FIRST, SLICE>(S, P, p.scale_log2, softmax.l);
                     if constexpr (!LAST) multiply_qk<T, FIRST, SLICE>(S, Q, K, stage(tile - 1));
                     multiply_pv<T, FIRST, SLICE>(O, P, V, stage(tile));
+                    if constexpr (!LAST) softmax.template search<FIRST, SLICE>(S, peak);
                 });
-                if constexpr (!LAST) {
-                    if (tile - 1 >= tiles.masked) mask(S, limit, warp_row, first_key(tile - 1));
-                }
             };
 #pragma unroll 1
             for (int tile = last; tile > 0; --tile) step.template operator()<false>(tile);
             step.template operator()<true>(0);
         }
 
-        // O / l to global memory, and lse = (m + log2 l) ln 2
-        __device__ __forceinline__ void store(const Matrix<T>& O_gmem, const Tensor& lse, int batch,
-                                              int head) const {
+        // O / l and lse to global memory
+        __device__ __forceinline__ void store(const Matrix<T>& O_gmem, const Sequence& rows,
+                                              const Place& place) const {
             constexpr int TILES = CombineKeys::kOwnTiles;
             const int first_col = CombineKeys::first_column(key_warp);
+            const float sink = kPlain || p.sinks == nullptr ? -INFINITY : p.sinks[place.head];
 #pragma unroll
             for (int t = 0; t < M_TILES; ++t)
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
-                    const int row = warp_row + 16 * t + 8 * h + lane / 4;
-                    const float l = softmax.l[t][h], inverse = l == 0.f ? 0.f : __fdividef(1.f, l);
+                    const int row = place.first_row + 16 * (row_warp * M_TILES + t) + 8 * h + lane / 4;
+                    const Normalised end(softmax.m[t][h], softmax.l[t][h], sink);
                     uint32_t pairs[TILES];
 #pragma unroll
                     for (int i = 0; i < TILES; ++i)
-                        pairs[i] = pack<T>(O[t][i][2 * h] * inverse, O[t][i][2 * h + 1] * inverse);
+                        pairs[i] = pack<T>(O[t][i][2 * h] * end.factor, O[t][i][2 * h + 1] * end.factor);
                     if (TILES % 4 == 0 && (!kGeneral || O_gmem.aligned)) {
 #pragma unroll
                         for (int i = 0; i + 3 < TILES; i += 4) {
                             const uint4 chunk =
                                 transpose_quad(pairs[i], pairs[i + 1], pairs[i + 2], pairs[i + 3]);
                             const int col = first_col + 8 * (i + lane % 4);
-                            if (row < p.seqlen_q && (!kGeneral || col < p.head_dim))
+                            if (row < rows.seqlen_q && (!kGeneral || col < p.head_dim_v))
                                 *reinterpret_cast<uint4*>(O_gmem.at(row, col)) = chunk;
                         }
                     } else {
 #pragma unroll
                         for (int i = 0; i < TILES; ++i)
-                            if (row < p.seqlen_q && (!kGeneral || first_col + 8 * i < p.head_dim))
+                            if (row < rows.seqlen_q && (!kGeneral || first_col + 8 * i < p.head_dim_v))
                                 store_pair(O_gmem.at(row, first_col + 8 * i + lane % 4 * 2), pairs[i],
                                            !kGeneral || O_gmem.aligned);
                     }
-                    if (row < p.seqlen_q && lse.data != nullptr && lane % 4 == 0 && key_warp == 0)
-                        *Matrix<float>(lse, batch, head).at(row, 0) =
-                            l == 0.f ? -INFINITY : softmax.m[t][h] * kLn2 + logf(l);
+                    if (row < rows.seqlen_q && p.lse.data != nullptr && lane % 4 == 0 && key_warp == 0)
+                        *Matrix<float>(p.lse, place.batch, place.head, rows.first_q).at(row, 0) = end.lse;
                 }
         }
 

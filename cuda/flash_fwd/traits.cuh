@@ -4,12 +4,14 @@
 // sm_80). A warp's registers hold O (m_tiles * HEAD_DIM / 2), S (m_tiles * keys / 2) and P (half of S), and Q if
 // `q_in_registers` (m_tiles * HEAD_DIM / 4). What was tried is in cuda/NOTES.md.
 #pragma once
+#include "attention/block_range.cuh"
 
 namespace flashcore {
 
 enum class Schedule {
     kStraight,   // every warp for itself: S, P, O of one tile after the other
     kPipelined,  // S of the next tile is made between P and O of this one
+    kPaired,     // two warps share 32 rows: S by rows, O by columns
 };
 
 struct Tiling {
@@ -22,7 +24,7 @@ struct Tiling {
     int stages;           // buffers of K and V: with 1, V travels during Q K^T and the next K during the rest
     bool q_in_registers;  // else Q is read from shared memory for every slice
     int blocks_an_sm;     // that the compiler leaves registers for
-    bool two_loops;  // one for tiles that need a mask, one for the others: faster, at the price of registers
+    bool split_loops;     // tiles that need a mask have loops of their own: faster, at the price of registers
 
     constexpr int block_q() const { return 16 * m_tiles * row_warps; }
     constexpr int block_kv() const { return keys * key_warps; }
@@ -32,38 +34,67 @@ struct Tiling {
 enum class Variant {
     kFull,  // all keys
     kCausal,  // heads are the fast grid index and the longest rows come first, so that no long block starts late
-    kGeneral,  // whatever the others cannot take: any alignment, any head_dim, causal or not
+    kWindow,   // a first and a last key
+    kGeneral,  // any alignment, any head_dim, any window
+    kScored,   // the same for scores with more terms than the product
     kSmall,  // all keys; few rows a block and two warps along the keys, for problems that do not fill the GPU
 };
 
-template <int HEAD_DIM, Variant VARIANT>
+constexpr Band band(Variant variant) {
+    switch (variant) {
+        case Variant::kCausal:
+            return Band::kCausal;
+        case Variant::kWindow:
+        case Variant::kGeneral:
+        case Variant::kScored:
+            return Band::kWindow;
+        default:
+            return Band::kAll;
+    }
+}
+
+// ARCH: of the PTX, 80 for sm_80: the SMs that run it differ in shared memory.
+template <int HEAD_DIM, Variant VARIANT, int ARCH>
 constexpr Tiling tiling() {
-    constexpr Schedule straight = Schedule::kStraight, pipelined = Schedule::kPipelined;
-    constexpr bool causal = VARIANT == Variant::kCausal;
-    //                       rows m keyw keys slice st Qreg blocks 2 loops
+    constexpr Schedule straight = Schedule::kStraight, pipelined = Schedule::kPipelined,
+                       paired = Schedule::kPaired;
+    constexpr bool causal = VARIANT == Variant::kCausal, split = causal || VARIANT == Variant::kWindow;
+    //                       rows m keyw keys slice st Qreg blocks split
     if (VARIANT == Variant::kSmall)  // 32 rows; two tiles of keys in flight fit 99 KB up to HEAD_DIM 128
         return {pipelined, 2, 1, 2, HEAD_DIM <= 64 ? 64 : 32, 32, 2, true, 1, false};
+    if (VARIANT == Variant::kScored)  // one tile of rows a warp: the terms take registers
+        return {straight, 4, 1, 1, 64, 32, 1, false, 2, false};
     if (VARIANT == Variant::kGeneral)  // as below, with room for the addresses of any layout
         return {straight, 4, HEAD_DIM <= 128 ? 2 : 1, 1, HEAD_DIM == 128 ? 32 : 64, 32, 1, false, 2, false};
     switch (HEAD_DIM) {
         // 24 KB; longer tiles cost more in masks than they save in barriers
         case 32:
-            return {straight, 4, 2, 1, 64, 32, 2, true, 2, false};
-        // 48 KB, two blocks an SM on every arch; 96 keys: 1 % faster at S 8192, 5 % slower at S 1024
-        case 64:
             return {straight, 4, 2, 1, 64, 32, 2, true, 2, causal};
+        // 48 KB, two blocks an SM on every arch; 96 keys: as fast at S 8192, 8 % slower at S 512
+        case 64:
+            return {straight, 4, 2, 1, 64, 32, 2, true, 2, true};
         // 72 KB: one stage would be 48, and is 6 % slower; no registers for Q
         case 96:
-            return {straight, 4, 2, 1, 64, 32, 2, false, 2, causal};
-        // 64 KB: one stage, as 64 keys are worth more than a second; O alone is 128 registers, so slices differ by what spills
+            return {straight, 4, 2, 1, 64, 32, 2, false, 2, split};
+        // 96 KB: one block an SM of 100 KB, as one stage (64 KB) is, and two on sm_90; an A100 takes two blocks of one
+        // stage. O alone is 128 registers, so slices differ by what spills
         case 128:
-            return {straight, 4, 2, 1, 64, causal ? 32 : 64, 1, false, 2, false};
+            // 64 keys would spill 4 to 20 bytes: a window has more limits, an A100 needs room for two blocks
+            if (VARIANT == Variant::kWindow || (ARCH == 80 && causal))
+                return {straight, 4, 2, 1, 32, 32, 2, false, 2, false};
+            if (ARCH == 80) return {straight, 4, 2, 1, 64, 64, 1, false, 2, false};
+            return {straight, 4, 2, 1, 64, causal ? 64 : 32, 2, false, 2, causal};
         // 72 and 96 KB; one tile of rows a warp: O of two would be 192 or 256 registers
         case 192:
-            return {straight, 4, 1, 1, 64, 64, 1, false, 2, causal};
-        default:
-            return {straight, 4, 1, 1, 64, 16, 1, false, 2, true};
+            if (VARIANT == Variant::kWindow) return {straight, 4, 1, 1, 64, 64, 1, false, 2, true};
+            break;
+        case 256:
+            if (VARIANT == Variant::kWindow || (ARCH == 80 && !causal))  // paired, full spills 8 bytes on sm_80
+                return {straight, 4, 1, 1, 64, 16, 1, false, 2, true};
     }
+    // 57 and 73 KB: one block an SM on sm_86 and sm_89, two elsewhere; O and Q of a warp are 144 and 192
+    // registers. 8 warps would halve the copies: slower, as all of them wait at one barrier
+    return {paired, 4, 1, 1, 32, 32, 2, true, 2, false};
 }
 
 }  // namespace flashcore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,15 +55,24 @@ class ArrayView:
         return 0 if self.device is None else self.address
 
     @property
+    def host_values(self) -> npt.NDArray[Any] | None:
+        """The elements of a host array; None for one on a GPU."""
+        return self.owner if self.device is None else None
+
+    @cached_property
     def span(self) -> tuple[int, int]:
         """Addresses of the first byte and of the one past the last (equal for an empty array)."""
-        if 0 in self.shape:
-            return self.address, self.address
         size = self.dtype.itemsize
-        byte_strides = self.owner.strides if self.device is None else tuple(s * size for s in self.strides)
-        ends = [(n - 1) * s for n, s in zip(self.shape, byte_strides)]
-        first = self.address + sum(e for e in ends if e < 0)
-        return first, self.address + sum(e for e in ends if e > 0) + size
+        first = last = self.address
+        byte_strides = self.owner.strides if self.device is None else [s * size for s in self.strides]
+        for n, stride in zip(self.shape, byte_strides):
+            if n == 0:
+                return self.address, self.address
+            if stride < 0:
+                first += (n - 1) * stride
+            else:
+                last += (n - 1) * stride
+        return first, last + size
 
 
 def view_of(array: Any, name: str) -> ArrayView:

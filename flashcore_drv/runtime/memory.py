@@ -153,15 +153,32 @@ class DeviceArray:
         address: int = array.__array_interface__["data"][0]
         return address
 
-    def copy_from(self, array: npt.NDArray[Any], stream: Stream | None = None) -> None:
-        """Copy a NumPy array of the same shape and dtype here; complete when this returns. Raises ValueError."""
+    def copy_from(self, array: npt.NDArray[Any], stream: Stream | None = None, *, wait: bool = True) -> None:
+        """Copy a NumPy array of the same shape and dtype here.
+
+        Parameters
+        ----------
+        array : numpy.ndarray
+            What to copy.
+        stream : Stream, optional
+            By default the legacy default stream.
+        wait : bool
+            Return when the copy is complete. Otherwise it is only queued, and `array` must be pageable memory, whose
+            bytes the driver has taken when this returns.
+
+        Raises
+        ------
+        ValueError
+            If `array` does not match, or this array is not C-contiguous.
+        """
         source = np.asarray(array, order="C")
         address = self._host_span(source, "array")
         stream = stream or Stream(self.device, 0)
         with self.device.active():
             if self.nbytes:
                 driver.call("cuMemcpyHtoDAsync", self.address, address, self.nbytes, stream.handle)
-            driver.call("cuStreamSynchronize", stream.handle)
+            if wait:
+                driver.call("cuStreamSynchronize", stream.handle)
 
     def to_numpy(self, out: npt.NDArray[Any] | None = None, stream: Stream | None = None) -> npt.NDArray[Any]:
         """A copy as a NumPy array, after all work in `stream`.

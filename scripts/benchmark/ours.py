@@ -11,13 +11,11 @@ import flashcore_drv as fc
 from flashcore_drv.dispatch import select
 from flashcore_drv.interop import view_of
 from flashcore_drv.plan import plan_flash
-from flashcore_drv.problem import make_problem
 from flashcore_drv.runtime import Device, DeviceArray, Graph, Stream
+from flashcore_drv.validation import make_problem
 
 from .cases import Case, Tensors, head_of
 from .measure import Sample, Timer
-
-VARLEN = "attention_varlen"
 
 
 class Ours:
@@ -59,8 +57,7 @@ class Ours:
         offsets = DeviceArray.from_numpy(cu_seqlens(self.case), self.device)
         longest = self.case.seqlen_q
         q, k, v = (tensors.device[name] for name in "qkv")
-        attention: Any = getattr(fc, VARLEN)
-        return lambda: attention(
+        return lambda: fc.attention_varlen(
             q, k, v, offsets, offsets, longest, longest, causal=self.case.causal, out=self.out, stream=self.stream
         )
 
@@ -94,10 +91,3 @@ class Ours:
 def cu_seqlens(case: Case) -> Any:
     """Where the sequences of a packed case start and end, int32 [batch + 1]."""
     return np.cumsum((0, *(case.lengths or ())), dtype=np.int32)
-
-
-def lacks(case: Case) -> str | None:
-    """Why the package cannot run a case yet; None if it can."""
-    if case.lengths is not None and not hasattr(fc, VARLEN):
-        return f"flashcore_drv has no {VARLEN}"
-    return None

@@ -12,7 +12,6 @@ from flashcore_drv.dtypes import BF16, F16, DType
 from . import timed
 from .cases import Case, Pool, elements
 from .conditions import SEED
-from .ours import lacks
 from .suites import Run
 from .timed import Bench
 
@@ -102,16 +101,9 @@ def run(run: Run) -> None:
 
 
 def choose(run: Run, cases: Iterable[Case]) -> list[Case]:
-    """Those that are wanted and that the package can run, by dtype; the others are noted."""
+    """Those that are wanted, by dtype."""
     wanted = set(run.wanted(case.id for case in cases))
-    todo = []
-    for case in cases:
-        if case.id in wanted:
-            if reason := lacks(case):
-                run.record.skip(case.id, reason)
-            else:
-                todo.append(case)
-    return sorted(todo, key=lambda case: case.dtype is BF16)
+    return sorted((case for case in cases if case.id in wanted), key=lambda case: case.dtype is BF16)
 
 
 lines = timed.lines

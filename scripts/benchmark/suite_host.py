@@ -19,8 +19,9 @@ from flashcore_drv import images
 from flashcore_drv.dispatch import select
 from flashcore_drv.interop import view_of
 from flashcore_drv.plan import count_blocks, plan_flash
-from flashcore_drv.problem import Problem, make_problem
+from flashcore_drv.problem import Problem
 from flashcore_drv.runtime import Device, DeviceArray, Graph, Stream, driver
+from flashcore_drv.validation import make_problem
 
 from . import measure, peers
 from .cases import Case, Pool, Tensors, Truth, count_nan, elements

@@ -11,7 +11,7 @@ from flashcore_drv import reference
 from flashcore_drv.dtypes import F16, F32
 from flashcore_drv.interop import view_of
 from flashcore_drv.operands import NewArray
-from flashcore_drv.problem import make_problem
+from flashcore_drv.validation import make_problem
 
 from . import timed
 from .cases import Case, Tensors, Truth

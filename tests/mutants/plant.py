@@ -3,17 +3,19 @@
 Each bug gets a process of its own: what it does to the emulated context, no other sees.
 """
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from features import BiasCase, FeatureCase, Made, guarded
 from mutants.table import Mutant, family_of
 from strategies import Placed, Storage
 from support import start_emulator
@@ -24,8 +26,8 @@ from flashcore_drv.catalog import CATALOG
 from flashcore_drv.dtypes import BF16, F16, F32, DType
 from flashcore_drv.interop import view_of
 from flashcore_drv.plan import plan_flash
-from flashcore_drv.problem import make_problem
 from flashcore_drv.runtime import Device, DeviceArray, Stream
+from flashcore_drv.validation import make_problem
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -80,7 +82,67 @@ PROBLEMS = {
         (1, 1, 1, 33, 300, 0, 56, False, True),
     ],
 }
+PROBLEMS["attention_merge"] = [
+    (2, 2, 2, 37, 1, 0, 64, False),
+    (1, 1, 1, 20, 1, 1, 136, False),
+]
+PROBLEMS["flash_fwd_window"] = PROBLEMS["flash_fwd_causal"]
+PROBLEMS["flash_fwd_scored"] = PROBLEMS["flash_fwd_general"]
+
+# What else the families do. Together: packed sequences, empty ones among them, NaN in the keys that are not used;
+# windows narrower and wider than a tile, ends of tiles inside and between them, tiles to skip on both sides; each term
+# of the scores alone, with pairs of bias that are aligned and that are not, odd numbers of keys, broadcast dimensions.
+_ROWS = Storage((0, 1, 2), 0, 0)
+_BASE = FeatureCase(
+    lengths=((40, 100),) * 2, packed=False, spare=(0, 0), num_heads_kv=1, group=2, head_dim=64, head_dim_v=64,
+    dtype=F16, softmax_scale=0.3, causal=False, window_size=(None, None), softcap=0.0, alibi=None, bias=None,
+    sinks=False, seqused_k=False, sides_on_host=False, layout="bhsd", batch_invariant=True, storage=(_ROWS,) * 4,
+    seed=0, mean=0.5, outliers=False,
+)  # fmt: skip
+_PACKED = replace(_BASE, lengths=((70, 100), (0, 30), (33, 0), (20, 130)), packed=True, spare=(3, 5), seqused_k=True)
+_NARROW = replace(_BASE, lengths=((150, 260),), window_size=(37, 5))
+_BIAS = BiasCase(F16, (False, False, False, False), False, _ROWS, 0.1)
+FEATURES = {
+    "flash_fwd": [_PACKED, replace(_BASE, lengths=((9, 20),), sinks=True), replace(_PACKED, sinks=True, outliers=True)],
+    "flash_fwd_causal": [
+        replace(_PACKED, causal=True),
+        replace(_BASE, lengths=((60, 20),), causal=True, sinks=True),
+        replace(_BASE, lengths=((60, 20),), causal=True),
+    ],
+    "flash_fwd_window": [
+        _NARROW,
+        replace(_NARROW, lengths=((140, 330),), window_size=(64, 0)),
+        replace(_NARROW, lengths=((33, 300),), window_size=(0, 0)),
+        replace(_NARROW, lengths=((40, 400),), window_size=(200, 0)),
+        replace(_PACKED, window_size=(40, 3)),
+    ],
+    "flash_fwd_general": [
+        replace(_PACKED, window_size=(40, 3)),
+        replace(_NARROW, storage=(Storage((0, 1, 2), 3, 1),) * 4),
+    ],
+    "flash_fwd_scored": [
+        replace(_BASE, softcap=5.0),
+        replace(_BASE, alibi="batch", causal=True),
+        replace(_NARROW, alibi="heads"),
+        replace(_BASE, bias=_BIAS),
+        replace(_BASE, lengths=((20, 97),), bias=replace(_BIAS, dtype=BF16)),
+        replace(_BASE, lengths=((20, 97),), bias=replace(_BIAS, dtype=BF16, storage=Storage((0, 1, 2), 1, 0))),
+        replace(_BASE, lengths=((20, 96),), bias=replace(_BIAS, storage=Storage((0, 1, 2), 0, 1))),
+        replace(_NARROW, bias=replace(_BIAS, dtype=F32, broadcast=(True, False, True, False))),
+        replace(_BASE, bias=replace(_BIAS, dtype=F32, broadcast=(False, True, False, True), by_strides=True)),
+    ],
+}  # fmt: skip
+# Of _PACKED, on the GPU, where nobody checks them: what comes out is undefined, but nothing else is touched.
+WRONG_LENGTHS = {
+    "flash_fwd": [
+        {"cu_seqlens_q": [0, 70, 70, 103, 200], "cu_seqlens_k": [0, 100, 130, 130, 270]},
+        {"cu_seqlens_q": [0, 70, 70, 103, 123], "cu_seqlens_k": [-50, 100, 130, 130, 260]},
+        {"seqused_k": [30, 30, 30, 5000]},
+    ]
+}
 SEEDS = (0, 1)
+
+Outputs = list[tuple[Any, Any, Any, DType]]  # result, float64 truth, same maths, type
 
 
 def mutated(mutant: Mutant, folder: Path) -> Path:
@@ -123,9 +185,9 @@ def run(stem: str) -> str | None:
     family = family_of(stem)
     for seed in SEEDS:
         start_emulator(seed=seed, checks=Checks.all())
-        for problem in PROBLEMS[family]:
+        for compute in computations(stem, seed):
             try:
-                outputs = CASES[family](stem, Problem(*problem), np.random.default_rng(seed))
+                outputs = compute()
             except (fc.DriverError, AssertionError) as error:
                 return str(emulated.last_error() or error)
             for out, true, same, dtype in outputs:
@@ -138,6 +200,17 @@ def run(stem: str) -> str | None:
         if family != "softmax" and conflicts > 0.25 * wavefronts:
             return f"bank conflicts in {conflicts} of {wavefronts} wavefronts"
     return None
+
+
+def computations(stem: str, seed: int) -> Iterator[Callable[[], Outputs]]:
+    """Everything that is computed with a kernel."""
+    family = family_of(stem)
+    for problem in PROBLEMS[family]:
+        yield functools.partial(CASES[family], stem, Problem(*problem), np.random.default_rng(seed))
+    for case in FEATURES.get(family, ()):
+        yield functools.partial(features, stem, replace(case, seed=seed), {})
+    for wrong in WRONG_LENGTHS.get(family, ()):
+        yield functools.partial(features, stem, replace(_PACKED, seed=seed), wrong)
 
 
 @dataclass(frozen=True)
@@ -156,9 +229,6 @@ class Problem:
 
     def place(self, shape: tuple[int, ...], dtype: Any, values: Any = None) -> Placed:
         return Placed(shape, np.dtype(dtype), Storage((0, 1, 2), self.gap, 0), values)
-
-
-Outputs = list[tuple[Any, Any, Any, DType]]  # result, float64 truth, same maths, type
 
 
 def qk(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
@@ -235,6 +305,41 @@ def flash(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
     return outputs
 
 
+def features(stem: str, case: FeatureCase, wrong: dict[str, list[int]]) -> Outputs:
+    """The kernel through the interface; nothing is compared where lengths are wrong."""
+    spec = next(s for s in CATALOG if s.stem == stem)
+    narrower = 8 if spec.family == "flash_fwd_general" else 0
+    size = int(spec.size[1:])
+    made = Made(replace(case, dtype=spec.dtype, head_dim=size - 3 * narrower, head_dim_v=size - narrower))
+    out = made.new_output()
+    lse = made.compute(out, **{name: guarded(np.array(x, np.int32)) for name, x in wrong.items()})
+    found = out.read()
+    if wrong:
+        return []
+    (true_o, true_lse), (same_o, same_lse) = made.expected()
+    rows = slice(made.end)
+    return [
+        (found[:, :, rows], true_o[:, :, rows], same_o[:, :, rows], spec.dtype),
+        (lse, true_lse[..., rows], same_lse[..., rows], F32),
+    ]
+
+
+def merge(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
+    """Parts of which some rows have seen nothing; the second has other gaps between its rows."""
+    dtype = BF16 if "_bf16_" in stem else F16
+    shape = x.batch, x.heads, x.seqlen_q, x.head_dim
+    outs = [rng.standard_normal(shape).astype(dtype.to_numpy()) for _ in range(2)]
+    sums = [(3 * rng.standard_normal(shape[:3])).astype(np.float32) for _ in range(2)]
+    for out, lse in zip(outs, sums):
+        empty = rng.random(lse.shape) < 0.3
+        out[empty], lse[empty] = 0, -np.inf
+    a, b = (y.place(shape, dtype.to_numpy(), v) for y, v in zip((x, replace(x, gap=2 * x.gap + 4)), outs))
+    room = x.place(shape, dtype.to_numpy())
+    _, lse = fc.attention_merge(a.array, guarded(sums[0]), b.array, guarded(sums[1]), layout="bhsd", out=room.array)
+    true, same = (reference.merge(outs[0], sums[0], outs[1], sums[1], kind) for kind in (np.float64, np.float32))
+    return [(room.read(), true[0], same[0].astype(dtype.to_numpy()), dtype), (lse.to_numpy(), true[1], same[1], F32)]
+
+
 CASES: dict[str, Callable[[str, Problem, np.random.Generator], Outputs]] = {
     "qk": qk,
     "softmax": softmax,
@@ -243,4 +348,7 @@ CASES: dict[str, Callable[[str, Problem, np.random.Generator], Outputs]] = {
     "flash_fwd_causal": flash,
     "flash_fwd_small": flash,
     "flash_fwd_general": flash,
+    "flash_fwd_window": flash,
+    "flash_fwd_scored": flash,
+    "attention_merge": merge,
 }

@@ -13,14 +13,20 @@ QK, QK128 = "qk_wmma_f16_d64_sm89", "qk_wmma_bf16_d128_sm89"
 SOFTMAX, SOFTMAX_LONG = "softmax_f16_w1_sm89", "softmax_bf16_w8_sm89"
 PV, PV128 = "pv_wmma_f16_d64_sm89", "pv_wmma_bf16_d128_sm89"
 FLASH, FLASH128 = "flash_fwd_f16_d64_sm89", "flash_fwd_bf16_d128_sm89"
+FLASH192 = "flash_fwd_bf16_d192_sm89"
 CAUSAL, CAUSAL32 = "flash_fwd_causal_f16_d64_sm89", "flash_fwd_causal_f16_d32_sm89"
 SMALL, GENERAL = "flash_fwd_small_f16_d64_sm89", "flash_fwd_general_f16_d64_sm89"
+WINDOW, SCORED = "flash_fwd_window_f16_d64_sm89", "flash_fwd_scored_f16_d64_sm89"
+MERGE = "attention_merge_f16_r32_sm89"
 
 MATRIX, QK_SOURCE = "attention/matrix.cuh", "unfused/qk_wmma.cuh"
 SOFTMAX_SOURCE, PV_SOURCE = "unfused/softmax.cuh", "unfused/pv_wmma.cuh"
 FLASH_SOURCE, RANGE, MASK = "flash_fwd/flash_fwd_sm80.cuh", "attention/block_range.cuh", "attention/mask.cuh"
 PRODUCTS, SWIZZLE = "attention/products.cuh", "attention/swizzle.cuh"
 ONLINE, COMBINE = "attention/softmax.cuh", "attention/combine.cuh"
+SEQUENCE, NORMALISE = "attention/sequence.cuh", "attention/normalise.cuh"
+SCORES, BIAS, TANH = "attention/scores.cuh", "attention/bias.cuh", "attention/tanh.cuh"
+MERGE_SOURCE = "flash_fwd/merge.cuh"
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ MUTANTS: list[Mutant] = [
         ("Q is not waited for", "ptx::cp_async_wait<1>();\n            __syncthreads();  // Q_smem is", "__syncthreads();  // Q_smem is"),
         ("no barrier in the loop", "__syncthreads();  // K_smem (with", "// K_smem (with"),
         ("a tile is not waited for", "ptx::cp_async_wait<0>();\n                __syncthreads();  // K_smem (with", "__syncthreads();  // K_smem (with"),
-        ("the group of Q and K is not closed", "ptx::cp_async_commit();\n            V_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);\n            ptx", "V_loader.load_tail(last * BLOCK_KV, stage(last), p.seqlen_k);\n            ptx"),
+        ("the group of Q and K is not closed", "ptx::cp_async_commit();\n            V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);\n            ptx", "V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);\n            ptx"),
         ("the group of V is not closed", "ptx::cp_async_commit();\n            ptx::cp_async_wait<1>();\n            __syncthreads();  // Q_smem is", "ptx::cp_async_wait<1>();\n            __syncthreads();  // Q_smem is"),
         ("the groups of the loop are not closed", "ptx::cp_async_commit();\n\n                if (MASKED", "if (MASKED"),
         ("the next K goes to this stage", "K_loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));\n                    V", "K_loader.load((tile - 1) * BLOCK_KV, stage(tile));\n                    V"),
@@ -201,15 +207,14 @@ MUTANTS: list[Mutant] = [
         ("heads are counted over all batches", "head = batch_head - batch * p.num_heads.value", "head = batch_head"),
         ("every query head has keys of its own", "divide(head, p.group)", "head"),
         ("blocks and heads are swapped", "p.row_blocks - 1 - outer : inner", "p.row_blocks - 1 - outer : outer"),
-        ("rows past the end are written", "if (row < p.seqlen_q && (!kGeneral || col < p.head_dim))", "if (true)"),
+        ("rows past the end are written", "if (row < rows.seqlen_q && (!kGeneral || col < p.head_dim_v))", "if (true)"),
         ("chunks of O are stored to the wrong columns", "8 * (i + lane % 4)", "8 * (i + (lane + 1) % 4)"),
-        ("lse is in base 2", "softmax.m[t][h] * kLn2 + logf(l)", "softmax.m[t][h] + logf(l)"),
-        ("lse is written where none is wanted", "lse.data != nullptr", "true"),
-        ("lse of rows past the end is written", "if (row < p.seqlen_q && lse.data", "if (lse.data"),
+        ("lse is written where none is wanted", "p.lse.data != nullptr", "true"),
+        ("lse of rows past the end is written", "if (row < rows.seqlen_q && p.lse.data", "if (p.lse.data"),
     ),
     *_of(
         FLASH_SOURCE,
-        FLASH128,  # one stage
+        FLASH192,  # one stage
         ("no barrier before V is read", "__syncthreads();  // V_smem", "// V_smem"),
         ("V is not waited for", "ptx::cp_async_wait<0>();\n                    __syncthreads();  // V_smem", "__syncthreads();  // V_smem"),
         ("no barrier before the next V", "__syncthreads();  // K_smem (with", "// K_smem (with"),
@@ -227,7 +232,7 @@ MUTANTS: list[Mutant] = [
         ("chunks are not permuted: banks collide", "kSpan == 8 ? row & 7", "kSpan == 8 ? 0"),
         ("copies are not permuted", "target(tile + Layout::offset(thread / kSpan, thread % kSpan))", "target(tile + thread / kSpan * Layout::kPitch + thread % kSpan * 16)"),
         ("reads are not permuted", "base(tile + Layout::offset(row, chunk))", "base(tile + row * Layout::kPitch + chunk * 16)"),
-        ("a row past the end is read", "r + row < rows", "r + row <= rows"),
+        ("a row past the end is read", "first_row + row < rows - i", "first_row + row <= rows - i"),
     ),
     *_of(
         PRODUCTS,
@@ -241,9 +246,9 @@ MUTANTS: list[Mutant] = [
     *_of(
         RANGE,
         FLASH,
-        ("the last key is left out", ": seqlen_k; }", ": seqlen_k - 1; }"),
-        ("one key too many", ": seqlen_k; }", ": seqlen_k + 1; }"),
-        ("the last keys have no tile", "+ BLOCK_KV - 1) / BLOCK_KV", ") / BLOCK_KV"),
+        ("the last key is left out", "return seqlen_k;", "return seqlen_k - 1;"),
+        ("one key too many", "return seqlen_k;", "return seqlen_k + 1;"),
+        ("the last keys have no tile", "limit.end(last_row)) + BLOCK_KV - 1)", "limit.end(last_row)))"),
     ),
     *_of(
         ONLINE,
@@ -274,25 +279,24 @@ MUTANTS: list[Mutant] = [
     *_of(
         RANGE,
         CAUSAL,
-        ("causal is aligned to the top left", "row + diagonal + 1", "row + 1"),
-        ("a query does not see its own key", "row + diagonal + 1", "row + diagonal"),
-        ("a query sees one key too many", "row + diagonal + 1", "row + diagonal + 2"),
-        ("tiles end where the first row does", "limit.of_row(last_row)", "limit.of_row(first_row)"),
+        ("causal is aligned to the top left", "? row + last + 1", "? row + 1"),
+        ("a query does not see its own key", "? row + last + 1", "? row + last"),
+        ("a query sees one key too many", "? row + last + 1", "? row + last + 2"),
+        ("tiles end where the first row does", "limit.end(last_row)", "limit.end(first_row)"),
         ("the first masked tile is not masked", ") / BLOCK_KV) {}", ") / BLOCK_KV + 1) {}"),
     ),
     *_of(
         MASK,
         CAUSAL32,
-        ("the last visible key is masked", ">= keys", ">= keys - 1"),
-        ("a key too many is visible", ">= keys", "> keys"),
+        ("the last visible key is masked", ">= end", ">= end - 1"),
+        ("a key too many is visible", ">= end", "> end"),
     ),
     *_of(
         FLASH_SOURCE,
         CAUSAL,
         ("the loop of masked tiles ends early", "tile >= tiles.masked; --tile", "tile > tiles.masked; --tile"),
-        ("a warp skips tiles that its last rows see", "warp_row + 16 * M_TILES - 1 + limit.diagonal", "warp_row + limit.diagonal"),
+        ("a warp skips tiles that its last rows see", "warp_row + 16 * M_TILES - 1 + limit.last", "warp_row + limit.last"),
         ("a skipped tile is added all the same", "if (MASKED == Masked::kNo || !outside(tile)) multiply_pv", "multiply_pv"),
-        ("an empty row is divided by zero", "l == 0.f ? 0.f : __fdividef(1.f, l)", "__fdividef(1.f, l)"),
         ("blocks without keys make a tile", "if (tiles.end > 0)", "if (true)"),
     ),
     # small: S of the next tile between P and O of this one, and warps that share rows
@@ -313,13 +317,13 @@ MUTANTS: list[Mutant] = [
     *_of(
         COMBINE,
         SMALL,
-        ("no barrier before the state is read", "__syncthreads();  // smem.state", "// smem.state"),
-        ("no barrier before parts are added", "__syncthreads();  // smem.O", "// smem.O"),
-        ("a part of l is left out", "w < KEY_WARPS; ++w) l +=", "w < KEY_WARPS - 1; ++w) l +="),
-        ("parts of l are not rescaled", "part[w].y * ptx::exp2_approx(part[w].x - m)", "part[w].y"),
-        ("half of O's parts are not rescaled", "O[t][d][2 * h] *= factor;", ""),
+        ("no barrier before parts are added", "__syncthreads();  // parts and state", "// parts and state"),
+        ("a part of l is left out", "l += part[w].y * factor[w][h];", "l = part[w].y * factor[w][h];"),
+        ("parts of l are not rescaled", "part[w].y * factor[w][h]", "part[w].y"),
+        ("half of O's parts are not rescaled", "sum[0] += part.x * factor[w][0]", "sum[0] += part.x"),
+        ("parts of O are rescaled as those of other rows", "sum[3] += part.w * factor[w][1]", "sum[3] += part.w * factor[w][0]"),
         ("the maximum is the last one", "m = fmaxf(m, part[w].x);", "m = part[w].x;"),
-        ("a part of O is left out", "sum.w += part.w;", "sum.w = part.w;"),
+        ("a part of O is left out", "sum[3] += part.w", "sum[3] = part.w"),
         ("warps store to columns that overlap", "return key_warp * kOwnTiles * 8;", "return key_warp * kOwnTiles;"),
     ),
     # general: any alignment and head_dim
@@ -336,8 +340,103 @@ MUTANTS: list[Mutant] = [
         GENERAL,
         ("unaligned rows are stored as vectors", "TILES % 4 == 0 && (!kGeneral || O_gmem.aligned)", "TILES % 4 == 0"),
         ("unaligned rows are stored as pairs", "!kGeneral || O_gmem.aligned);", "true);"),
-        ("columns past head_dim are written as vectors", "(!kGeneral || col < p.head_dim)", "true"),
-        ("columns past head_dim are written as pairs", "(!kGeneral || first_col + 8 * i < p.head_dim)", "true"),
+        ("columns past head_dim are written as vectors", "(!kGeneral || col < p.head_dim_v)", "true"),
+        ("columns past head_dim are written as pairs", "(!kGeneral || first_col + 8 * i < p.head_dim_v)", "true"),
+    ),
+    # packed sequences and lengths from memory
+    *_of(
+        SEQUENCE,
+        FLASH,
+        ("every sequence begins at the first query", "first_q = clamp(all.cu_seqlens_q[batch], 0, all.total_q)", "first_q = 0"),
+        ("every sequence begins at the first key", "first_k = clamp(all.cu_seqlens_k[batch], 0, all.total_k)", "first_k = 0"),
+        ("a sequence may begin before the first key", "first_k = clamp(all.cu_seqlens_k[batch], 0, all.total_k)", "first_k = min(all.cu_seqlens_k[batch], all.total_k)"),
+        ("a sequence may end after the last query", "clamp(all.cu_seqlens_q[batch + 1], first_q, all.total_q)", "max(all.cu_seqlens_q[batch + 1], first_q)"),
+        ("all keys are used", "seqlen_k = clamp(all.seqused_k[batch], 0, seqlen_k)", "(void)0"),
+        ("more keys may be used than there are", "clamp(all.seqused_k[batch], 0, seqlen_k)", "max(all.seqused_k[batch], 0)"),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        FLASH,
+        ("every sequence's result goes to the first rows", "O_gmem(p.o, batch, head, rows.first_q)", "O_gmem(p.o, batch, head)"),
+        ("every sequence's lse goes to the first rows", "Matrix<float>(p.lse, batch, head, rows.first_q)", "Matrix<float>(p.lse, batch, head)"),
+        ("values of the next sequence are read", "V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);\n            ptx", "V_loader.load_tail(last * BLOCK_KV, stage(last), p.sequences.total_k - rows.first_k);\n            ptx"),
+        ("all heads have the first one's sink", "p.sinks[head]", "p.sinks[0]"),
+    ),
+    *_of(
+        NORMALISE,
+        FLASH,
+        ("the sink does not count", "ptx::exp2_approx((sink - origin) * kLog2E))", "0.f)"),
+        ("O keeps the origin of its scores", "__fdividef(rescale, total)", "__fdividef(1.f, total)"),
+        ("l keeps the origin of its scores", "fmaf(l, rescale,", "fmaf(l, 1.f,"),
+        ("lse is in base 2", "origin + logf(total)", "origin + log2f(total)"),
+        ("a row without keys is divided by zero", "factor = total == 0.f ? 0.f :", "factor ="),
+    ),
+    # windows: a first key as well as a last one
+    *_of(
+        MASK,
+        WINDOW,
+        ("the first visible key is masked", "8 * n + e < begin", "8 * n + e <= begin"),
+        ("a key too many is visible on the left", "8 * n + e < begin", "8 * n + e + 1 < begin"),
+    ),
+    *_of(
+        RANGE,
+        WINDOW,
+        ("the window ends at the diagonal", "min(diagonal + window_right, kFar)", "diagonal"),
+        ("the window begins at the diagonal", "max(diagonal - window_left, -kFar)", "diagonal"),
+        ("a tile that is cut on the left is not masked", "limit.begin(last_row)) + BLOCK_KV - 1)", "limit.begin(last_row)))"),
+        ("tiles are left out that the first row sees", "limit.begin(first_row)) / BLOCK_KV", "limit.begin(first_row) + 16) / BLOCK_KV"),
+    ),
+    *_of(
+        SEQUENCE,
+        WINDOW,
+        ("keys that are left out come all the same", "rest.first_k += n;", ""),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        WINDOW,
+        ("a warp skips tiles whose first keys it does not see", "first_key(tile) + KEYS <= warp_row + limit.first", "first_key(tile) <= warp_row + limit.first"),
+    ),
+    # terms of the scores
+    *_of(
+        SCORES,
+        SCORED,
+        ("scores have no scale", "s *= scale_log2;", ""),
+        ("distances have a sign", "fabsf(distance + float(row - key))", "(distance + float(row - key))"),
+        ("distances are counted from the first key", "float(rows.seqlen_k - rows.seqlen_q + first_row", "float(first_row"),
+        ("all sequences have the first one's slopes", "batch * terms.alibi_batch_stride", "0 * terms.alibi_batch_stride"),
+    ),
+    *_of(
+        TANH,
+        SCORED,
+        ("tanh has no sign", "copysignf(large, x)", "large"),
+        ("a coefficient of tanh is wrong", "0.13331442f", "0.13f"),
+    ),
+    *_of(
+        BIAS,
+        SCORED,
+        ("a bias in base e", "fmaf(to_float(x.second), kLog2E,", "fmaf(to_float(x.second), 1.f,"),
+        ("a bias begins at the first key that is seen", "bias.data += int64_t(rows.first_k) * terms.bias_col_stride;", ""),
+        ("pairs are read past the last key", "if (inside && terms.bias_pairs)", "if (terms.bias_pairs)"),
+        ("pairs are read wherever they lie", "if (inside && terms.bias_pairs)", "if (inside)"),
+        ("a bias past the last query is read", "min(first_row + 16 * t + 8 * h + lane / 4, rows.seqlen_q - 1)", "first_row + 16 * t + 8 * h + lane / 4"),
+        ("a bias past the last key is read", "min(key + 1, rows.seqlen_k - 1)", "(key + 1)"),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        GENERAL,
+        ("V has as many columns as K", "V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim_v)", "V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim)", "0"),
+    ),
+    # the merge
+    *_of(
+        MERGE_SOURCE,
+        MERGE,
+        ("rows past the end are read", "if (index >= p.rows) return;", ""),
+        ("both parts weigh the same", "w_b = expf(b - origin)", "w_b = w_a"),
+        ("an empty row has an infinite origin", "empty ? 0.f : fmaxf(a, b)", "fmaxf(a, b)"),
+        ("an empty row is divided by zero", "inverse = empty ? 0.f :", "inverse ="),
+        ("lse is that of the larger part", "origin + logf(w_a + w_b)", "origin"),
+        ("the second part's alignment is not asked for", "out_a.aligned && out_b.aligned &&", "out_a.aligned &&"),
+        ("the last columns are left out", "col < p.head_dim_v; col +=", "col + 64 < p.head_dim_v; col +="),
     ),
 ]  # fmt: skip
 
@@ -352,9 +451,10 @@ ESCAPES = {
     "tiles for rows past seqlen_q of a causal block": "they are masked for all rows that are stored: it costs time alone",
     "all lanes of a row, or all warps of it, write its lse": "the same number; races are looked for between blocks only",
     "lse of an empty row is not asked for": "its origin plus log 0 is -inf as well",
-    "the pipelined loop has no mask": "without a diagonal the last tile alone needs one, which is masked before the loop",
     "no barrier before Q where it stays in shared memory": "it is read after the first barrier of the loop",
-    "no barrier before the state of warps overwrites K_smem": "K_smem was last read before the last tile's barrier",
+    "blocks past the end of their sequence go on": "they load zeros and store nothing: it costs time alone",
+    "a sequence has more queries than the longest": "its rows are its own, and undefined: what the array holds is wrong",
+    "a part of weight 0 is multiplied all the same": "shows where it is NaN or infinite and its lse -inf, which no kernel makes",
     "ex2.approx is less exact than on the emulator": "the emulator rounds it correctly; the GPU run of the tests sees it",
     "the missing volatile or memory clobber of an asm": "nvcc is free to move it and may not: the PTX is then right",
 }
