@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under 8 minutes: build, tests, compute-sanitizer, counters, times.
+# Everything that needs a GPU but the benchmark (scripts/bench.py), in under 5 minutes: build, tests, fuzz over all
+# features, compute-sanitizer, counters.
 #
 #     scripts/gpu_check.sh [FOLDER]     writes gpu-check.json and logs to FOLDER (default: build/gpu_check)
 #
@@ -10,7 +11,8 @@ cd "$(dirname "$0")/.." || exit 1
 out=${1:-build/gpu_check}
 mkdir -p "$out"
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 FLASHCORE_DRIVER=cuda
-export FUZZ_EXAMPLES=${FUZZ_EXAMPLES:-300} HYPOTHESIS_PROFILE=fuzz
+export FUZZ_EXAMPLES=${FUZZ_EXAMPLES:-300} FEATURE_EXAMPLES=${FEATURE_EXAMPLES:-2000} FUZZ_PROCESSES=${FUZZ_PROCESSES:-8}
+export HYPOTHESIS_PROFILE=fuzz
 failed=()
 
 # step NAME COMMAND…: output to the terminal and to FOLDER/NAME.log
@@ -22,7 +24,27 @@ step() {
     [ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("$name")
 }
 
+# together NAME…: steps that are functions of these names, all at once
+together() {
+    local -A process=()
+    local name
+    printf '\n== %s (after %s s)\n' "$*" "$SECONDS"
+    for name in "$@"; do
+        "$name" > "$out/$name.log" 2>&1 &
+        process[$name]=$!
+    done
+    for name in "$@"; do
+        wait "${process[$name]}" || failed+=("$name")
+        printf -- '-- %s\n' "$name"
+        tail -n 8 "$out/$name.log"
+    done
+}
+
 sanitize() { compute-sanitizer --tool "$1" --error-exitcode 9 python3 scripts/sanitize.py --quick; }
+memcheck() { sanitize memcheck; }
+racecheck() { sanitize racecheck; }
+synccheck() { sanitize synccheck; }
+initcheck() { sanitize initcheck; }
 
 bank_conflicts() {
     ncu --clock-control none --csv --metrics "$(python3 scripts/bank_conflicts.py --metrics)" \
@@ -40,7 +62,23 @@ twins() {
 
 tests() {
     echo "FUZZ_EXAMPLES=$FUZZ_EXAMPLES"
-    python3 -m pytest -q "$@"
+    python3 -m pytest -q tests/test_flash_fwd.py tests/test_unfused.py tests/test_runtime.py tests/test_api.py \
+        tests/emulator/test_driver_twin.py
+}
+
+# FEATURE_EXAMPLES of every property over all features, shared by processes with seeds of their own
+features() {
+    local processes=() i status=0
+    for ((i = 1; i <= FUZZ_PROCESSES; ++i)); do
+        FUZZ_EXAMPLES=$((FEATURE_EXAMPLES / FUZZ_PROCESSES)) OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
+            python3 -m pytest -q -p no:cacheprovider tests/test_features.py --hypothesis-seed="$i" \
+            > "$out/features-$i.log" 2>&1 &
+        processes+=($!)
+    done
+    for i in "${processes[@]}"; do wait "$i" || status=1; done
+    tail -qn 3 "$out"/features-*.log
+    echo "FEATURE_EXAMPLES=$FEATURE_EXAMPLES in $FUZZ_PROCESSES processes: exit status $status"
+    return "$status"
 }
 
 record() {
@@ -50,13 +88,10 @@ record() {
 
 step build make cubin
 step run python3 scripts/run.py
-step tests tests tests/test_flash_fwd.py tests/test_unfused.py tests/test_runtime.py tests/test_api.py \
-    tests/emulator/test_driver_twin.py
-step reference python3 scripts/bench.py reference --json "$out/reference.json"
-step forward python3 scripts/bench.py forward --quick --json "$out/forward.json"
+step reference python3 scripts/bench.py reference --quick --json "$out/reference.json"
 step bank_conflicts bank_conflicts
 step twins twins
-for tool in memcheck racecheck synccheck initcheck; do step "$tool" sanitize "$tool"; done
+together tests features memcheck racecheck synccheck initcheck
 step record record
 
 printf '\n%s s; failed: %s\n' "$SECONDS" "${failed[*]:-none}"

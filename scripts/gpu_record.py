@@ -24,7 +24,7 @@ def last_match(path: Path, pattern: str) -> str:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """The record: conditions, tests, sanitizers, bank conflicts, twins, resources and times."""
+    """The record: conditions, tests, sanitizers, bank conflicts, twins, resources."""
     reference = json.loads((folder / "reference.json").read_text())
     manifest = json.loads((folder / "manifest.json").read_text())
     return {
@@ -33,12 +33,12 @@ def record(folder: Path) -> dict[str, Any]:
         "tests": {
             "hypothesis_examples_a_property": int(last_match(folder / "tests.log", r"FUZZ_EXAMPLES=(\d+)")),
             "pytest": last_match(folder / "tests.log", r"(?:\d+ failed, )?\d+ passed.*"),
+            "features": last_match(folder / "features.log", r"FEATURE_EXAMPLES=.*"),
         },
         "compute_sanitizer": {tool: last_match(folder / f"{tool}.log", r"SUMMARY: (.*)") for tool in TOOLS},
         "shared_load_bank_conflicts": json.loads((folder / "counters.json").read_text()),
         "twins": last_match(folder / "twins.log", r"(?:NOT )?as it must be.*"),
         "resources": manifest["kernels"],
-        "reference": {name: reference[name] for name in ("ceilings", "peers", "rows")},
     }
 
 
