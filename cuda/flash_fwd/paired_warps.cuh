@@ -204,30 +204,27 @@ struct PairedWarps {
         ptx::cp_async_commit();
         Q.arrange();
 
-        // The pair's first tile: until then its rows see no key, and it copies for the others.
+        // The pair's first tile: until then its rows see no key, and it copies for the others. All warps wait at the same
+        // barriers.
         const int first = uniform(min(Tiles(limit, pair_row, pair_row + 31).end - 1, last));
         const int masked = uniform(Tiles(limit, warp_row, warp_row).masked);
+        const auto sees = [&](int tile) { return BAND == Band::kAll || tile <= first; };
         ptx::cp_async_wait<1>();
         __syncthreads();  // K of the last tile is complete
-        int tile = last;
-#pragma unroll 1
-        for (; tile > first; --tile) {
-            await();
-            copy(tile, K_loader, V_loader);
+        if (sees(last)) {
+            multiply_qk<T, 0, KEYS>(S, Q, K, stage(last));
+            probabilities(last, last >= masked);
         }
-        if (first < 0) return;
-        multiply_qk<T, 0, KEYS>(S, Q, K, stage(first));
-        probabilities(first, first >= masked);
 #pragma unroll 1
-        for (; tile > 0; --tile) {
+        for (int tile = last; tile > 0; --tile) {
             await();
-            multiply_qk<T, 0, KEYS>(S, Q, K, stage(tile - 1));
+            if (sees(tile - 1)) multiply_qk<T, 0, KEYS>(S, Q, K, stage(tile - 1));
             copy(tile, K_loader, V_loader);
-            values(tile);
-            probabilities(tile - 1, BAND != Band::kAll && tile - 1 >= masked);
+            if (sees(tile)) values(tile);
+            if (sees(tile - 1)) probabilities(tile - 1, BAND != Band::kAll && tile - 1 >= masked);
         }
         await();
-        values(0);
+        if (sees(0)) values(0);
     }
 
     // O / l and lse to global memory
