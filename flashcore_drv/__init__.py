@@ -7,24 +7,30 @@ Importing the package does no CUDA work.
 """
 
 from . import unfused
-from .api import attention, attention_varlen
+from .api import attention, attention_varlen, plan_attention, plan_attention_varlen
 from .errors import InvalidArgument, KernelImageError, Unsupported
 from .merge import attention_merge
-from .runtime import Device, DeviceArray, DriverError, HandleError, NoDriverError, Stream
+from .plans import ArraySpec, Plan
+from .runtime import Device, DeviceArray, DriverError, Graph, HandleError, NoDriverError, Stream
 
 __all__ = [
+    "ArraySpec",
     "Device",
     "DeviceArray",
     "DriverError",
+    "Graph",
     "HandleError",
     "InvalidArgument",
     "KernelImageError",
     "NoDriverError",
+    "Plan",
     "Stream",
     "Unsupported",
     "attention",
     "attention_merge",
     "attention_varlen",
+    "plan_attention",
+    "plan_attention_varlen",
     "unfused",
 ]
 __version__ = "0.1.0"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
-from . import plan, unfused
-from .dispatch import select
+from . import unfused
 from .dtypes import F32
 from .errors import InvalidArgument
 from .interop import ArrayView, view_of
 from .operands import NewArray, Operands, one_device
-from .problem import Problem
+from .plans import Expected, Plan, expected, expected_output
+from .prepared import SIDES, Prepared, stream_handle
+from .recall import Cache, fits, look
 from .runtime import Device
 from .validation import make_problem
+
+CACHE = Cache(256)
+"""What calls prepared: by what a look at arrays on a GPU shows, and by problem where some are on the host."""
 
 
 def attention(
@@ -106,26 +111,27 @@ def attention(
 
     Notes
     -----
+    What a call works out is kept for the next one of the same shapes, strides, dtypes, alignment and options, for 256
+    of them. With arrays on the GPU and `out` such a call takes microseconds; :func:`plan_attention` takes less still.
+    What depends on addresses is checked every time, except that another library's array is believed to be in the
+    allocation that the driver named when its address was first seen.
+
     alibi_slopes, bias, sinks and seqused_k may be NumPy arrays beside q, k and v on the GPU: they are copied in the
     stream. NumPy values are checked (finite slopes, seqused_k from 0 to seqlen_k). Those on the GPU cannot be, without
     waiting for it; lengths are clamped there, so that wrong ones make the result wrong and nothing else.
     """
-    arrays = view_of(q, "q"), view_of(k, "k"), view_of(v, "v")
-    sides = _sides(alibi_slopes=alibi_slopes, bias=bias, sinks=sinks, seqused_k=seqused_k)
-    out_view = _output(out, *arrays)
-    problem = make_problem(
-        *arrays,
-        out_view,
-        sides,
-        softmax_scale=softmax_scale,
-        causal=causal,
-        window_size=window_size,
-        softcap=softcap,
-        layout=layout,
-        return_lse=return_lse,
-        batch_invariant=batch_invariant,
+    return _attend(
+        (q, k, v, out, alibi_slopes, bias, sinks, seqused_k),
+        stream,
+        impl,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        layout,
+        return_lse,
+        batch_invariant,
     )
-    return _compute(problem, arrays, sides, out_view, impl, stream)
 
 
 def attention_varlen(
@@ -187,24 +193,122 @@ def attention_varlen(
     cu_seqlens_q and cu_seqlens_k may be NumPy arrays or on the GPU, as alibi_slopes in :func:`attention`, and so are
     they checked or clamped: to rows that there are, and to max_seqlen_q rows a sequence.
     """
-    if bias is not None:
-        raise InvalidArgument(
-            "bias of packed sequences: a bias is [batch, num_heads, seqlen_q, seqlen_k], of one length for all, and "
-            "theirs differ; allowed: None (attention() takes a bias, and alibi_slopes work here)"
-        )
-    arrays = view_of(q, "q"), view_of(k, "k"), view_of(v, "v")
-    sides = _sides(
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        seqused_k=seqused_k,
+    _refuse_bias(bias)
+    return _attend(
+        (q, k, v, out, alibi_slopes, None, sinks, seqused_k, cu_seqlens_q, cu_seqlens_k),
+        stream,
+        "flash",
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        "bshd",
+        return_lse,
+        batch_invariant,
+        (max_seqlen_q, max_seqlen_k),
     )
-    out_view = _output(out, *arrays)
-    problem = make_problem(
-        *arrays,
-        out_view,
-        sides,
+
+
+def plan_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int | None, int | None] | None = None,
+    softcap: float = 0.0,
+    alibi_slopes: Any = None,
+    bias: Any = None,
+    sinks: Any = None,
+    seqused_k: Any = None,
+    layout: str = "bshd",
+    impl: str = "auto",
+    return_lse: bool = False,
+    batch_invariant: bool = False,
+    out: Any = None,
+    device: Device | int | None = None,
+) -> Plan:
+    """Do all of :func:`attention` that does not depend on where the arrays are and what is in them.
+
+    Parameters
+    ----------
+    q, k, v, alibi_slopes, bias, sinks, seqused_k, out : array or ArraySpec
+        Only shape, dtype, strides and alignment of the address are looked at. A NumPy array stands for its C-contiguous
+        copy on the GPU. Without `out` that is C-contiguous; without a small input calls have none. A plan for arrays
+        that start on 16 bytes takes no others; one for less aligned arrays takes any.
+    softmax_scale, causal, window_size, softcap, layout, return_lse, batch_invariant
+        As in :func:`attention`.
+    impl : str
+        "auto" or "flash". "unfused" needs memory for each call, and is refused.
+    device : Device or int, optional
+        Where calls run; by default where the arrays are, or the current GPU.
+
+    Returns
+    -------
+    Plan
+        To be called with the arrays, or their addresses: :meth:`Plan.__call__`.
+
+    Raises
+    ------
+    InvalidArgument, Unsupported, KernelImageError, DriverError
+        As :func:`attention`.
+    """
+    likes = (q, k, v, out, alibi_slopes, bias, sinks, seqused_k)
+    return _plan(
+        likes,
+        device,
+        impl,
+        softmax_scale=softmax_scale,
+        causal=causal,
+        window_size=window_size,
+        softcap=softcap,
+        layout=layout,
+        return_lse=return_lse,
+        batch_invariant=batch_invariant,
+    )
+
+
+def plan_attention_varlen(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int | None, int | None] | None = None,
+    softcap: float = 0.0,
+    alibi_slopes: Any = None,
+    bias: Any = None,
+    sinks: Any = None,
+    seqused_k: Any = None,
+    return_lse: bool = False,
+    batch_invariant: bool = False,
+    out: Any = None,
+    device: Device | int | None = None,
+) -> Plan:
+    """Do all of :func:`attention_varlen` that does not depend on where the arrays are and what is in them.
+
+    Lengths may change from call to call: up to max_seqlen_q and max_seqlen_k a sequence, and the planned total_q and
+    total_k together. Parameters, result and errors are those of :func:`plan_attention`, and
+
+    Parameters
+    ----------
+    cu_seqlens_q, cu_seqlens_k : array or ArraySpec, [batch + 1], int32
+        Their shape only.
+    max_seqlen_q, max_seqlen_k : int
+        The longest sequence that any call will have.
+    """
+    _refuse_bias(bias)
+    likes = (q, k, v, out, alibi_slopes, None, sinks, seqused_k, cu_seqlens_q, cu_seqlens_k)
+    return _plan(
+        likes,
+        device,
+        "flash",
         softmax_scale=softmax_scale,
         causal=causal,
         window_size=window_size,
@@ -213,42 +317,120 @@ def attention_varlen(
         return_lse=return_lse,
         batch_invariant=batch_invariant,
     )
-    return _compute(problem, arrays, sides, out_view, "flash", stream)
 
 
-def _sides(**arrays: Any) -> dict[str, ArrayView]:
-    """The views of the small inputs that are given."""
-    return {name: view_of(x, name) for name, x in arrays.items() if x is not None}
+def _refuse_bias(bias: Any) -> None:
+    if bias is not None:
+        raise InvalidArgument(
+            "bias of packed sequences: a bias is [batch, num_heads, seqlen_q, seqlen_k], of one length for all, and "
+            "theirs differ; allowed: None (attention() takes a bias, and alibi_slopes work here)"
+        )
 
 
-def _output(out: Any, q: ArrayView, k: ArrayView, v: ArrayView) -> ArrayView | NewArray:
-    if out is not None:
-        return view_of(out, "out")
-    return NewArray("out", q.shape[:-1] + v.shape[-1:], q.dtype)
+def _plan(likes: tuple[Any, ...], device: Device | int | None, impl: str, **options: Any) -> Plan:
+    """The plan for q, k, v, out and the small inputs in the order of SIDES, None where there is none."""
+    if impl == "unfused":
+        raise InvalidArgument("impl='unfused' needs memory for the scores of each call; allowed in a plan: auto, flash")
+    (q, q_place), (k, k_place), (v, v_place) = (expected(x, name) for x, name in zip(likes, "qkv"))
+    out, out_place = expected_output(likes[3], q, v)
+    small = [expected(x, name) for x, name in zip(likes[4:], SIDES) if x is not None]
+    sides: dict[str, Expected] = {x.name: x for x, _ in small}
+    wanted = Device.get(device) if isinstance(device, int) else device
+    places = {x for x in (wanted, q_place, k_place, v_place, out_place, *(x for _, x in small)) if x is not None}
+    if len(places) > 1:
+        raise InvalidArgument(f"arrays and device are on {', '.join(sorted(map(repr, places)))}; allowed: one GPU")
+    problem = make_problem(q, k, v, out, sides, **options)
+    return Plan(problem, next(iter(places), None) or Device.current(), impl, (q, k, v, out, *sides.values()))
 
 
-def _compute(
-    problem: Problem,
-    arrays: tuple[ArrayView, ArrayView, ArrayView],
-    sides: dict[str, ArrayView],
-    out: ArrayView | NewArray,
-    impl: str,
+def _attend(
+    arrays: tuple[Any, ...],
     stream: Any,
+    impl: str,
+    softmax_scale: Any,
+    causal: Any,
+    window_size: Any,
+    softcap: Any,
+    layout: str,
+    return_lse: Any,
+    batch_invariant: Any,
+    max_seqlens: tuple[Any, Any] | None = None,
 ) -> Any:
-    """Launch what solves a problem: the result, and lse if it is wanted."""
-    place = one_device([*arrays, out] if isinstance(out, ArrayView) else arrays, sides.values())
-    with Operands(place or Device.current(), stream, on_host=place is None) as operands:
-        device = operands.device
-        kernels = select(problem, device.arch, impl, device)
+    """Attention of q, k, v into out, with the small inputs in the order of SIDES, None where there is none.
+
+    Views of the arrays make a problem, the problem is prepared, and what is prepared is launched. Where the arrays are
+    on a GPU and look like those of an earlier call, what that one prepared is taken.
+    """
+    key: Hashable = None
+    prepared = None
+    with_out = arrays[3] is not None
+    sight = look(arrays)
+    if sight is not None:
+        layouts, addresses, ends, producers = sight
+        flags = causal, return_lse, batch_invariant
+        kinds = causal.__class__, return_lse.__class__, batch_invariant.__class__  # 1 equals True, and is no flag
+        try:
+            if window_size is not None or max_seqlens is not None:
+                kinds += tuple(map(type, (*(window_size or ()), *(max_seqlens or ()))))
+            key = layouts, impl, softmax_scale, softcap, layout, flags, kinds, window_size, max_seqlens
+            prepared = CACHE.get(key)
+        except (TypeError, ValueError):  # something that cannot be hashed, or is no pair
+            key = None
+        if prepared is not None:
+            if not fits(prepared, addresses, ends, with_out):
+                prepared = None  # whatever is wrong is found below, and said
+            elif with_out and prepared.fused and return_lse is False:
+                handle = stream_handle(prepared.device, stream)
+                if producers is None or producers == {handle or 1}:  # 0 and 1 are one stream
+                    q, k, v, o, *small = addresses
+                    prepared.queue(q, k, v, o, 0, small, handle)
+                    return arrays[3]
+    views = view_of(arrays[0], "q"), view_of(arrays[1], "k"), view_of(arrays[2], "v")
+    sides = {name: view_of(x, name) for name, x in zip(SIDES, arrays[4:]) if x is not None}
+    out: ArrayView | NewArray
+    if with_out:
+        out = view_of(arrays[3], "out")
+    else:
+        out = NewArray("out", views[0].shape[:-1] + views[2].shape[-1:], views[0].dtype)
+    if prepared is None:
+        problem = make_problem(
+            *views,
+            out,
+            sides,
+            softmax_scale=softmax_scale,
+            causal=causal,
+            window_size=window_size,
+            softcap=softcap,
+            layout=layout,
+            max_seqlens=max_seqlens,
+            return_lse=return_lse,
+            batch_invariant=batch_invariant,
+        )
+        given = (*views, out) if isinstance(out, ArrayView) else views
+        device = one_device(given, sides.values()) or Device.current()
+    else:
+        problem, device = prepared.problem, prepared.device
+    operands = Operands(device, stream, on_host=views[0].device is None)
+    handle = operands.stream.handle
+    if prepared is None:
+        low_bits = {name: x.gpu_address % 16 for name, x in sides.items()}
+        if key is None:  # values on the host are checked at every call
+            key = problem, str(impl), device.ordinal, tuple(low_bits.values())
+            prepared = CACHE.get(key)
+        if prepared is None:
+            prepared = Prepared(problem, device, impl, low_bits)
+            prepared.extents = tuple(x.span[1] - x.span[0] for x in (*given, *sides.values()))
+            CACHE.put(key, prepared)
+    with operands:
         partial = problem.varlen is not None
         address, result = operands.output(out, partial)
-        addresses = {"o": address} | {x.name: operands.input(x) for x in arrays} | operands.side_inputs(sides.values())
+        places = {"o": address} | {x.name: operands.input(x) for x in views} | operands.side_inputs(sides.values())
         lse = None
         if problem.return_lse:
-            addresses["lse"], lse = operands.output(NewArray("lse", problem.lse_shape, F32.to_numpy()), partial)
-        if len(kernels) == 1:
-            for launch in plan.plan_flash(device, kernels[0], problem, addresses):
-                launch(operands.stream)
+            places["lse"], lse = operands.output(NewArray("lse", problem.lse_shape, F32.to_numpy()), partial)
+        if prepared.fused:
+            q, k, v, o = (places[name] for name in "qkvo")
+            prepared.queue(q, k, v, o, places.get("lse", 0), [places[name] for name in prepared.sides], handle)
         else:
-            unfused.attention(problem, kernels, operands, addresses)
+            unfused.attention(problem, prepared.kernels, operands, places)
     return (result, lse) if problem.return_lse else result

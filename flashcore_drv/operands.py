@@ -106,7 +106,7 @@ class Operands(contextlib.ExitStack):
         return addresses
 
     def _wait_for_producer(self, view: ArrayView) -> None:
-        if view.producer_stream is not None and view.producer_stream != self.stream.handle:
+        if view.producer_stream not in (None, self.stream.handle or 1):  # 0 and 1 are one stream
             ready = Event(self.device)
             self.callback(ready.close)
             ready.record(Stream(self.device, view.producer_stream))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flashcore_drv import images, tuned
+from flashcore_drv import api, images, tuned
 from flashcore_drv.emulator import driver as emulated
 from flashcore_drv.errors import InvalidArgument
 from flashcore_drv.problem import Problem
+from flashcore_drv.recall import Cache
 from flashcore_drv.runtime import Device, DeviceArray, driver, is_emulated
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,15 +40,20 @@ class Calls(list[tuple[str, tuple]]):
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Calls]:
-    """The calls that the runtime makes of the driver, whichever it is."""
-    calls, real = Calls(), driver.call
+    """The calls that reach the driver, whichever it is."""
+    calls, module = Calls(), driver.module()
 
-    def call(name, *args):
-        calls.append((name, args))
-        return real(name, *args)
+    def recorder(name, real):
+        def call(*args, **options):
+            calls.append((name, args))
+            return real(*args, **options)
+
+        return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "call", call)
+        for name in dir(module):
+            if re.match("cu[A-Z]", name) and callable(getattr(module, name)):
+                patch.setattr(module, name, recorder(name, getattr(module, name)))
         yield calls
 
 
@@ -102,6 +109,7 @@ def start_emulator(**options: Any) -> None:
     if is_emulated():
         images._load.cache_clear()
         Device.get.cache_clear()
+        api.CACHE.clear()
 
 
 def placed(place, found):
@@ -134,11 +142,12 @@ def content(array) -> bytes | None:
     return DeviceArray(array.buffer, (count,), array.dtype, (1,)).to_numpy().tobytes()
 
 
-def small_where(wanted: Callable[[Problem], bool]) -> Callable[..., str]:
-    """What may take the place of `tuned.fastest`: the small kernel where it is wanted and built."""
+def small_where(patch: pytest.MonkeyPatch, wanted: Callable[[Problem], bool]) -> None:
+    """Dispatch takes the small kernel where it is wanted and built, and remembers nothing from before."""
 
     def fastest(family: str, head_dim: int, problem: Problem, *_: object) -> str:
         small = tuned.alternatives(family, head_dim)[-1]
         return small if wanted(problem) else family
 
-    return fastest
+    patch.setattr(tuned, "fastest", fastest)
+    patch.setattr(api, "CACHE", Cache(256))

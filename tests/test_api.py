@@ -12,7 +12,7 @@ import pytest
 from support import Exported, context, emulated_driver, recorded, run_python, used_bytes
 
 import flashcore_drv as fc
-from flashcore_drv import abi, images, reference
+from flashcore_drv import abi, api, images, reference
 from flashcore_drv.catalog import CATALOG
 from flashcore_drv.dtypes import BF16, F16
 from flashcore_drv.runtime import DeviceArray, Stream, driver, is_emulated
@@ -531,6 +531,7 @@ def device_memory_in_use(emulated) -> int:
 
 def test_threads_may_call(device, expected) -> None:
     images._load.cache_clear()  # all of them want the kernels to be loaded
+    api.CACHE.clear()
     found = []
     threads = [threading.Thread(target=lambda: found.append(fc.attention(*make()))) for _ in range(4)]
     for t in threads:
@@ -553,9 +554,11 @@ def build(device, tmp_path, monkeypatch):
     source = images.build_folder()
     shutil.copytree(source / ("ptx" if is_emulated() else "cubin"), tmp_path / ("ptx" if is_emulated() else "cubin"))
     monkeypatch.setenv("FLASHCORE_BUILD", str(tmp_path))
-    images._load.cache_clear()
+    for cache in (images._load.cache_clear, api.CACHE.clear):
+        cache()
     yield lambda spec: images.image_path(spec, device.arch, is_emulated())
-    images._load.cache_clear()
+    for cache in (images._load.cache_clear, api.CACHE.clear):
+        cache()
 
 
 def refused(error, *words):

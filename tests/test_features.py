@@ -11,7 +11,7 @@ from strategies import Placed, Storage, aligned_storages
 from support import small_where
 
 import flashcore_drv as fc
-from flashcore_drv import reference, tuned
+from flashcore_drv import reference
 from flashcore_drv.dtypes import BF16, F16, F32
 from flashcore_drv.reference import Scoring
 from flashcore_drv.runtime import Device, DeviceArray
@@ -66,7 +66,7 @@ def test_batch_invariant_bits_do_not_depend_on_the_batch(device: Device, case: F
 )
 def test_batch_invariant_packed_sequences(device: Device, monkeypatch, head_dim, options) -> None:
     """Neither the batch nor the longest sequence, by which a window may hide nothing, chooses the kernel."""
-    monkeypatch.setattr(tuned, "fastest", small_where(lambda problem: problem.batch == 1))
+    small_where(monkeypatch, lambda problem: problem.batch == 1)
     lengths = [(20, 20), (1, 60), (130, 150), (0, 9)]
     starts = [np.cumsum([0, *(n[side] for n in lengths)]).astype(np.int32) for side in range(2)]
     q, k, v = (normal(i, starts[i > 0][-1], 2, head_dim) for i in range(3))

@@ -8,7 +8,7 @@ from strategies import Case, Placed, aligned_storages, cases_of, lengths, storag
 from support import small_where
 
 import flashcore_drv as fc
-from flashcore_drv import catalog, dispatch, reference, tuned
+from flashcore_drv import catalog, dispatch, reference
 from flashcore_drv.dtypes import BF16, F16, F32
 from flashcore_drv.plan import contiguous
 from flashcore_drv.problem import Problem
@@ -49,7 +49,7 @@ def check(case: Case) -> None:
 @given(case=fast_cases, small=st.booleans())
 def test_attention_of_aligned_arrays(device: Device, case: Case, small: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuned, "fastest", small_where(lambda _: small))
+        small_where(patch, lambda _: small)
         check(case)
 
 
@@ -121,7 +121,7 @@ def test_no_queries_give_nothing(device: Device) -> None:
 @pytest.mark.parametrize("small", [False, True])
 def test_scores_that_rise_with_every_tile(device: Device, monkeypatch, head_dim, dtype, causal, small) -> None:
     """Every tile is larger than what the one before it let expect, so that speculation fails."""
-    monkeypatch.setattr(tuned, "fastest", small_where(lambda _: small))
+    small_where(monkeypatch, lambda _: small)
     q, k, v = (normal(i, 1, 1, 400, head_dim, dtype=dtype) for i in range(3))
     q[..., 0], k[..., 0] = 16, np.linspace(120, 0, 400)
     out, lse = fc.attention(q, k, v, softmax_scale=0.125, layout="bhsd", causal=causal, return_lse=True, impl="flash")
@@ -154,7 +154,7 @@ def test_batch_invariant_bits_do_not_depend_on_the_batch(device: Device, head_di
 
 
 def test_batch_invariant_leaves_out_the_kernel_that_only_some_batches_get(monkeypatch) -> None:
-    monkeypatch.setattr(tuned, "fastest", small_where(lambda _: True))
+    small_where(monkeypatch, lambda _: True)
     m = contiguous(1, 8, 512, 64)
     stems = [
         dispatch.select(Problem(m, m, m, m, F16, 0.125, batch_invariant=invariant), 89)[0].stem

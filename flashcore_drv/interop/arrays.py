@@ -146,8 +146,28 @@ def _cuda_array_interface(array: Any, name: str) -> ArrayView:
     if stream == 0:
         raise InvalidArgument(f"{name}: stream 0 of its CUDA Array Interface; allowed: None, 1, 2 or a handle")
     address, read_only = interface["data"]
-    ordinal, start, size = _allocation(int(address), name, empty=0 in shape)
-    view = ArrayView(name, shape, strides, dtype, Device.get(ordinal), int(address), not read_only, array, stream)
+    return view_of_memory(name, shape, strides, dtype, int(address), not read_only, array, stream)
+
+
+def view_of_memory(
+    name: str,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: np.dtype[Any],
+    address: int,
+    writeable: bool = True,
+    owner: Any = None,
+    producer_stream: int | None = None,
+) -> ArrayView:
+    """The view of an array at an address; parameters as the members of :class:`ArrayView`, strides in elements.
+
+    Raises
+    ------
+    InvalidArgument
+        If it is not device memory of a visible GPU, or the array reaches outside its allocation.
+    """
+    ordinal, start, size = _allocation(address, name, empty=0 in shape)
+    view = ArrayView(name, shape, strides, dtype, Device.get(ordinal), address, writeable, owner, producer_stream)
     first, last = view.span
     if first < start or last > start + size:
         raise InvalidArgument(
@@ -162,16 +182,23 @@ def _allocation(address: int, name: str, empty: bool) -> tuple[int, int, int]:
         return Device.current().ordinal, 0, 0
     if address == 0:
         raise InvalidArgument(f"{name} has a null pointer; allowed: device memory")
+    found = device_memory(address)
+    if found is None:
+        raise InvalidArgument(
+            f"{name} points to {address:#x}, which is not device memory (freed, or host memory); allowed: device memory"
+        )
+    return found
+
+
+def device_memory(address: int) -> tuple[int, int, int] | None:
+    """GPU ordinal, first address and bytes of the device memory that holds `address`; None where it is none."""
     enum = runtime_driver.module().CUpointer_attribute
     wanted = ("MEMORY_TYPE", "DEVICE_ORDINAL", "RANGE_START_ADDR", "RANGE_SIZE")
     attributes = [getattr(enum, f"CU_POINTER_ATTRIBUTE_{w}") for w in wanted]
     with Device.current().active():
         kind, ordinal, start, size = runtime_driver.call("cuPointerGetAttributes", len(attributes), attributes, address)
-    device_memory = runtime_driver.module().CUmemorytype.CU_MEMORYTYPE_DEVICE
-    if int(kind) != int(device_memory):
-        raise InvalidArgument(
-            f"{name} points to {address:#x}, which is not device memory (freed, or host memory); allowed: device memory"
-        )
+    if int(kind) != int(runtime_driver.module().CUmemorytype.CU_MEMORYTYPE_DEVICE):
+        return None
     return int(ordinal), int(start or 0), int(size)
 
 

@@ -16,7 +16,17 @@ from .errors import DriverError, NoDriverError
 
 _OF_THE_KERNEL = (218, *range(700, 721))  # CUDA_ERROR_INVALID_PTX; ILLEGAL_ADDRESS to COOPERATIVE_LAUNCH_TOO_LARGE
 _CHOICES = ("auto", "cuda", "emulator")
-_initialised_by: int | None = None  # the process that initialised the driver
+_initialised = False
+forked = False
+"""Whether this process was forked from one that had initialised the driver, which is of no use to it."""
+
+
+def _after_fork() -> None:
+    global forked
+    forked = _initialised
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _cuda() -> Any | None:
@@ -29,7 +39,7 @@ def _cuda() -> Any | None:
     if result in (module.CUresult.CUDA_ERROR_NO_DEVICE, module.CUresult.CUDA_ERROR_STUB_LIBRARY):
         return None
     if result != module.CUresult.CUDA_SUCCESS:
-        raise _error(module, "cuInit", result)
+        raise error_of(module, "cuInit", result)
     return module
 
 
@@ -42,7 +52,7 @@ def module() -> Any:
     NoDriverError
         If ``FLASHCORE_DRIVER=cuda`` and there is no driver or no GPU.
     """
-    global _initialised_by
+    global _initialised
     choice = os.environ.get("FLASHCORE_DRIVER", "auto")
     if choice not in _CHOICES:
         raise NoDriverError(f"FLASHCORE_DRIVER={choice}; allowed: {', '.join(_CHOICES)}")
@@ -57,7 +67,7 @@ def module() -> Any:
         found.cuInit(0)
         if choice == "auto":
             print("flashcore_drv: no CUDA driver or GPU here; kernels run in the emulator (slow)", file=sys.stderr)
-    _initialised_by = os.getpid()
+    _initialised = True
     return found
 
 
@@ -77,15 +87,22 @@ def call(name: str, *args: Any) -> Any:
         In a process forked from one that had initialised the driver.
     """
     driver = module()
-    if _initialised_by != os.getpid():
-        raise NoDriverError("CUDA was initialised before this process was forked; start worker processes with spawn")
+    if forked:
+        raise fork_refusal()
     status, *results = getattr(driver, name)(*args)
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise _error(driver, name, status)
+        raise error_of(driver, name, status)
     return None if not results else results[0] if len(results) == 1 else tuple(results)
 
 
-def _error(driver: Any, name: str, status: Any) -> DriverError:
+def fork_refusal() -> NoDriverError:
+    """What a forked process gets."""
+    return NoDriverError("CUDA was initialised before this process was forked; start worker processes with spawn")
+
+
+def error_of(driver: Any, name: str, status: Any) -> DriverError:
+    """The error of a driver function that returned `status`."""
+
     def text(function: str) -> str:
         _, found = getattr(driver, function)(status)
         return found.decode() if isinstance(found, bytes) else str(found)

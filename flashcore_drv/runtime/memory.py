@@ -44,26 +44,27 @@ class Buffer:
                 pointer = driver.call("cuMemAlloc", size)
             else:
                 pointer = driver.call("cuMemAllocAsync", size, self._stream.handle)
-        self._address = int(pointer)
+        self._address: int | None = int(pointer)
         self._finalizer = weakref.finalize(self, from_collector, _release, device, self._address, self._stream)
         self._finalizer.atexit = False  # the driver gives everything back at exit
 
     @property
     def address(self) -> int:
         """Address of the first byte. Raises HandleError after :meth:`free`."""
-        if not self._finalizer.alive:
+        if self._address is None:
             raise HandleError(f"device memory of {self.nbytes} bytes: used after free()")
         return self._address
 
     def free(self, stream: Stream | None = None) -> None:
         """Give the memory back, in the order of `stream` if one is given. A second call does nothing."""
-        if self._finalizer.detach() is None:
+        address, self._address = self._address, None
+        if address is None or self._finalizer.detach() is None:
             return
         if stream is not None and self.device.has_memory_pools:
             with self.device.active():
-                driver.call("cuMemFreeAsync", self._address, stream.handle)
+                driver.call("cuMemFreeAsync", address, stream.handle)
         else:
-            _release(self.device, self._address, self._stream)
+            _release(self.device, address, self._stream)
 
 
 class DeviceArray:
@@ -79,12 +80,18 @@ class DeviceArray:
         Element type.
     offset : int
         Elements before the first.
+
+    Attributes
+    ----------
+    layout : tuple
+        (shape, strides, dtype, ordinal of the GPU): all but the address, to look things up by.
     """
 
     def __init__(
         self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], offset: int = 0
     ) -> None:
         self.buffer, self.shape, self.dtype, self.strides, self.offset = buffer, shape, dtype, strides, offset
+        self.layout = shape, strides, dtype, buffer.device.ordinal
 
     @staticmethod
     def empty(

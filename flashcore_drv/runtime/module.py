@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -69,21 +70,71 @@ class Launch:
     """One launch of a kernel, made ready once: the parameter block, the pointer table and the configuration.
 
     The driver copies the parameters before the call returns, so a block may be changed between launches, but not by
-    two threads at once.
+    two threads at once: :meth:`twin` makes another.
+
+    Attributes
+    ----------
+    words : array of uint64
+        The parameters, to store pointers in.
+    params : numpy.ndarray of uint8
+        The same bytes.
     """
 
     def __init__(self, kernel: Kernel, blocks: int, threads: int, params: bytes) -> None:
-        self.kernel = kernel
-        self.params = np.frombuffer(bytearray(params), np.uint8)
-        self._table = np.array([self.params.__array_interface__["data"][0]], np.uint64)
+        self.kernel, self.blocks, self.threads = kernel, blocks, threads
+        self._configs: dict[int, Any] = {}  # by stream: to change one costs more than all else here
+        self._place(params)
+
+    def _place(self, params: bytes) -> None:
+        self._driver = driver.module()
+        self._success = self._driver.CUresult.CUDA_SUCCESS
+        self._function = self.kernel.handle
+        self.words = array("Q", params + bytes(-len(params) % 8))
+        self.params = np.frombuffer(self.words, np.uint8)[: len(params)]
+        self._table = array("Q", [self.words.buffer_info()[0]])
         # a plain int: an np.uint64 would be taken as a buffer, and the launch would read wrong bytes without an error
-        self._table_address = int(self._table.__array_interface__["data"][0])
-        self._config: Any = driver.module().CUlaunchConfig()
-        self._config.gridDimX, self._config.gridDimY, self._config.gridDimZ = blocks, 1, 1
-        self._config.blockDimX, self._config.blockDimY, self._config.blockDimZ = threads, 1, 1
-        self._config.sharedMemBytes = kernel.dynamic_shared_bytes
+        self._table_address = self._table.buffer_info()[0]
+
+    def twin(self) -> Launch:
+        """The same launch with a parameter block of its own."""
+        made = object.__new__(Launch)
+        made.kernel, made.blocks, made.threads, made._configs = self.kernel, self.blocks, self.threads, self._configs
+        made._place(self.params.tobytes())
+        return made
 
     def __call__(self, stream: Stream) -> None:
-        """Queue the launch. The device's context must be current."""
-        self._config.hStream = stream.handle
-        driver.call("cuLaunchKernelEx", self._config, self.kernel.handle, self._table_address, 0)
+        """Queue the launch."""
+        self.queue(stream.handle)
+
+    def queue(self, stream: int) -> None:
+        """Queue the launch in a ``CUstream``.
+
+        No context need be current, but it takes less time where the device's is. That is found out by the launch,
+        because to ask first takes 0.3 µs: one that fails for its context does nothing and is made again with the right
+        one.
+        """
+        if driver.forked:
+            raise driver.fork_refusal()
+        config = self._configs.get(stream) or self._configured(stream)
+        status = self._driver.cuLaunchKernelEx(config, self._function, self._table_address, 0)[0]
+        if status != self._success:
+            if int(status) not in _OF_THE_CONTEXT:
+                raise driver.error_of(self._driver, "cuLaunchKernelEx", status)
+            with self.kernel.device.active():
+                driver.call("cuLaunchKernelEx", config, self._function, self._table_address, 0)
+
+    def _configured(self, stream: int) -> Any:
+        """A configuration for a stream, which threads share: nothing writes to it any more."""
+        config = self._driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = self.blocks, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.sharedMemBytes = self.kernel.dynamic_shared_bytes
+        config.hStream = stream
+        if len(self._configs) >= _MAX_STREAMS:
+            self._configs.clear()
+        self._configs[stream] = config
+        return config
+
+
+_OF_THE_CONTEXT = (201, 400)  # CUDA_ERROR_INVALID_CONTEXT: none or a wrong one; INVALID_HANDLE: of another context
+_MAX_STREAMS = 64  # whose configurations a launch keeps

@@ -1,0 +1,118 @@
+"""A problem on a GPU, ready to launch: its kernels chosen and loaded, its parameters packed but for the pointers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from . import abi, plan
+from .dispatch import select
+from .errors import InvalidArgument
+from .problem import Problem
+from .runtime import Device, HandleError, Launch, Stream
+
+SIDES = {
+    "alibi_slopes": "terms.alibi_slopes",
+    "bias": "terms.bias.data",
+    "sinks": "fwd.sinks",
+    "seqused_k": "fwd.sequences.seqused_k",
+    "cu_seqlens_q": "fwd.sequences.cu_seqlens_q",
+    "cu_seqlens_k": "fwd.sequences.cu_seqlens_k",
+}
+"""The small inputs in the order of :attr:`Prepared.sides`, and their pointers in the parameters."""
+
+
+def _word(name: str) -> int:
+    """Which 8 bytes of the parameters hold a pointer: of both structs, for one begins with the other."""
+    offset, _ = abi.FLASH_FWD_SCORED_PARAMS.offsets[name]
+    return offset // 8
+
+
+_Q, _K, _V, _O, _LSE = (_word(f"fwd.{name}.data") for name in ("q", "k", "v", "o", "lse"))
+
+
+class Prepared:
+    """A problem on a GPU. Any number of threads may queue it at once: each launch has a parameter block to itself.
+
+    Parameters
+    ----------
+    problem : Problem
+        What to compute.
+    device : Device
+        Where.
+    impl : str
+        As in :func:`flashcore_drv.attention`.
+    low_bits : mapping of str to int
+        The last 4 bits of the addresses of small inputs, which choose how a kernel reads them; 0 where not named.
+
+    Attributes
+    ----------
+    kernels : tuple of KernelSpec
+        What runs.
+    sides : tuple of str
+        The small inputs that the problem has.
+    fused : bool
+        Whether it is one kernel, which needs no memory of the call's own: :meth:`queue` is for these.
+    extents : tuple of int
+        Bytes from the first to past the last of each array that it was prepared for.
+    recent : bool
+        Whether it was used since the cache looked.
+    """
+
+    def __init__(self, problem: Problem, device: Device, impl: str, low_bits: Mapping[str, int]) -> None:
+        self.problem, self.device = problem, device
+        self.kernels = select(problem, device.arch, impl, device)
+        self.fused = len(self.kernels) == 1
+        self.extents: tuple[int, ...] = ()
+        self.recent = False
+        there = {
+            "alibi_slopes": problem.alibi_batch_stride is not None,
+            "bias": problem.bias is not None,
+            "sinks": problem.sinks,
+            "seqused_k": problem.seqused_k,
+            "cu_seqlens_q": problem.varlen is not None,
+            "cu_seqlens_k": problem.varlen is not None,
+        }
+        self.sides = tuple(name for name in SIDES if there[name])
+        self._side_words = tuple(_word(SIDES[name]) for name in self.sides)
+        self._idle: list[Launch] = []  # list.pop and list.append are atomic
+        self._launch: Launch | None = None
+        if self.fused:
+            pointers = {name: low_bits.get(name, 0) for name in ("q", "k", "v", "o", *self.sides)}
+            for launch in plan.plan_flash(device, self.kernels[0], problem, pointers):
+                self._launch = launch
+
+    def queue(self, q: int, k: int, v: int, o: int, lse: int, sides: Sequence[int], stream: int) -> None:
+        """Queue the fused kernel on arrays at these addresses; `lse` is 0 where the problem has none."""
+        if self._launch is None:  # no query
+            return
+        try:
+            launch = self._idle.pop()
+        except IndexError:
+            launch = self._launch.twin()
+        words = launch.words
+        words[_Q] = q
+        words[_K] = k
+        words[_V] = v
+        words[_O] = o
+        if lse:
+            words[_LSE] = lse
+        if sides:
+            for at, address in zip(self._side_words, sides):
+                words[at] = address
+        launch.queue(stream)
+        self._idle.append(launch)
+
+
+def stream_handle(device: Device, stream: object) -> int:
+    """The ``CUstream`` that a caller means, see :meth:`Stream.of`. Raises InvalidArgument."""
+    if stream.__class__ is Stream and stream.device is device:
+        return stream.handle
+    if stream is None:
+        return 0
+    if stream.__class__ is int and stream >= 0:
+        return stream
+    try:
+        found = Stream.of(device, stream)
+    except HandleError as error:
+        raise InvalidArgument(str(error)) from None
+    return found.handle
