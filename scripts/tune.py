@@ -3,7 +3,7 @@
     python scripts/tune.py                    both sweeps: writes the GPU's table and benchmarks/<gpu>/<date>-tune.json
     python scripts/tune.py --only choice      which of the built kernels is the fastest, problem by problem
     python scripts/tune.py --only tiles       tilings that are not built, beside those that are
-    python scripts/tune.py --list [--all]     the tilings of every cell, tried or refused and why (no GPU)
+    python scripts/tune.py --list [--all]     the tilings of the cells, tried or refused and why, for sm_89 (no GPU)
     python scripts/tune.py --facts            what the model of other GPUs reads off the built kernels (no GPU)
     python scripts/tune.py --refit TABLE      the constants of a table, again from its own times (no GPU)
 
@@ -436,7 +436,7 @@ def evaluate(
 
 def choice_facts(arch: int) -> dict[str, dict[str, int]]:
     """The tile, and blocks that an SM of the GPU holds, for every kernel that `choice` times."""
-    facts, tiles = {}, choice_tiles()
+    facts, tiles = {}, choice_tiles(arch)
     for spec in choice_kernels(arch):
         if spec.dtype is F16:
             built = cubins.resources(arch, spec)
@@ -448,11 +448,19 @@ def choice_facts(arch: int) -> dict[str, dict[str, int]]:
     return facts
 
 
-def choice_tiles() -> dict[tuple[str, str], Tiling]:
+def choice_tiles(arch: int) -> dict[tuple[str, str], Tiling]:
     """The tilings of the kernels that `choice` times, by family and size."""
     families = (f for group in tuned.ALTERNATIVES.values() for f in group)
     wanted = tuple(Cell(f, d) for f in families for d in FLASH_SMALL_HEAD_DIMS)
-    return {(cell.family, f"d{cell.head_dim}"): t for cell, t in built_tilings(cubins.nvcc(), wanted).items()}
+    return {(cell.family, f"d{cell.head_dim}"): t for cell, t in tilings_for(arch, wanted).items()}
+
+
+def tilings_for(arch: int, wanted: Sequence[Cell]) -> dict[Cell, Tiling]:
+    """What is built for a GPU of this compute capability."""
+    built_for = ptx_arch(arch)
+    if built_for is None:
+        sys.exit(f"error: no kernel is built for compute capability {arch}")
+    return built_tilings(cubins.nvcc(), built_for, tuple(wanted))
 
 
 def info_of(spec: KernelSpec, folder: Path = cubins.BUILD) -> dict[str, int | float]:
@@ -517,7 +525,7 @@ def candidate(cell: Cell, tiling: Tiling, arch: int) -> Candidate:
     """The f16 kernel of a cell with this tiling."""
     shape = Shape(1, 1, 1, 1, 1, cell.head_dim)
     spec = built_kernel(cell.family, shape, arch)
-    cpp = f"{spec.cpp[:-1]}, {tiling.cpp}>"
+    cpp = f"{spec.cpp[: spec.cpp.index('tiling<')]}{tiling.cpp}>"
     return Candidate(cell, tiling, replace(spec, size=f"{spec.size}_{tiling.name}", cpp=cpp))
 
 
@@ -612,19 +620,17 @@ def ratio(mine: Times, theirs: Times) -> float:
     return math.exp(statistics.fmean(math.log(mine[p] / theirs[p]) for p in theirs))
 
 
-def sweep_tiles(
-    bench: Bench, enumerations: Sequence[Enumeration], args: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def sweep_tiles(bench: Bench, swept: Sequence[Enumeration], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Build what may be tried, then time it cell by cell: a row for each with its candidates, ranked."""
     arch, compiler = bench.device.arch, cubins.nvcc()
     ptxas = cubins.toolkit_program(compiler, "ptxas")
     cubins.write_if_changed(cubins.BUILD / "gen" / "abi_check.h", fc.abi.check_header())
-    tried = {e.cell: [candidate(e.cell, t, arch) for t in limited(e, args.limit)] for e in enumerations}
+    tried = {e.cell: [candidate(e.cell, t, arch) for t in limited(e, args.limit)] for e in swept}
     everything = [c for group in tried.values() for c in group]
     with ThreadPoolExecutor(args.jobs) as pool:
         for _ in progress(pool.map(lambda c: build(c, arch, compiler, ptxas), everything), "built", len(everything)):
             pass
-    for e in enumerations:
+    for e in swept:
         sweep_cell(bench, tried[e.cell], e.built, tile_problems(e.cell))
         yield {"cell": str(e.cell), "built": e.built.name, "candidates": ranked(tried[e.cell], e.built)}
 
@@ -652,8 +658,8 @@ def print_cell(row: Mapping[str, Any]) -> None:
 # ---- without a GPU
 
 
-def print_enumerations(enumerations: Sequence[Enumeration]) -> None:
-    for e in enumerations:
+def print_enumerations(listed: Sequence[Enumeration]) -> None:
+    for e in listed:
         print(f"\n{e.cell}: built {e.built.name}; {len(e.tried)} may be tried, {len(e.refused)} near it are refused")
         for i, tiling in enumerate(e.tried):
             size = f"{tiling.shared_bytes(e.cell.head_dim) / 1024:.0f} KB, {tiling.threads} threads"
@@ -668,7 +674,7 @@ def print_enumerations(enumerations: Sequence[Enumeration]) -> None:
 def write_facts() -> None:
     """Writes tuned/kernels.json from what is built for sm_89."""
     facts = {}
-    for (family, size), tiling in choice_tiles().items():
+    for (family, size), tiling in choice_tiles(89).items():
         spec = built_kernel(family, Shape(1, 1, 1, 1, 1, int(size[1:])), 89)
         built = cubins.resources(89, spec)
         facts[f"{family}_{size}"] = {
@@ -732,22 +738,24 @@ def main() -> None:
         table = make_table(table, facts, table["arch"])
         write(args.refit, table)
         return print_table(table)
-    enumerations = []
-    if args.list or args.only != "choice":
-        wanted = [c for c in cells() if re.search(args.cells, str(c))]
-        if not wanted:
-            sys.exit(f"error: --cells {args.cells!r} names none of {', '.join(map(str, cells()))}")
-        built = built_tilings(cubins.nvcc())
-        enumerations = [Enumeration.of(c, built[c], args.changes, args.list and args.all) for c in wanted]
+    wanted = [c for c in cells() if re.search(args.cells, str(c))]
+    if not wanted:
+        sys.exit(f"error: --cells {args.cells!r} names none of {', '.join(map(str, cells()))}")
     if args.list:
-        return print_enumerations(enumerations)
-    measure(enumerations, args)
+        return print_enumerations(enumerations(wanted, args, 89))
+    measure(wanted, args)
 
 
 DEFAULT_CELLS = r"^flash_fwd(_causal|_small)?_d\d+$"
 
 
-def measure(enumerations: Sequence[Enumeration], args: argparse.Namespace) -> None:
+def enumerations(wanted: Sequence[Cell], args: argparse.Namespace, arch: int) -> list[Enumeration]:
+    """Of the cells, for a GPU of this compute capability."""
+    built = tilings_for(arch, wanted)
+    return [Enumeration.of(c, built[c], args.changes, args.list and args.all) for c in wanted]
+
+
+def measure(wanted: Sequence[Cell], args: argparse.Namespace) -> None:
     """The sweeps that were asked for."""
     try:
         device = Device.get(0)
@@ -766,7 +774,8 @@ def measure(enumerations: Sequence[Enumeration], args: argparse.Namespace) -> No
         if args.only != "choice":
             folder = ROOT / "benchmarks" / tuned.file_name(device.name)
             found = {"suite": "tune", "conditions": conditions(device, args), "cells": []}
-            for row in progress(sweep_tiles(bench, enumerations, args), "cells", len(enumerations)):
+            sweep = sweep_tiles(bench, enumerations(wanted, args, device.arch), args)
+            for row in progress(sweep, "cells", len(wanted)):
                 found["cells"].append(row)  # written each time: a kernel that faults takes the process with it
                 write(args.json or folder / f"{args.date}-tune.json", found)
                 print_cell(row)

@@ -38,10 +38,13 @@ FULL_64, SMALL_64 = Cell("flash_fwd", 64), Cell("flash_fwd_small", 64)
 def built():
     if COMPILER is None:
         pytest.skip("needs nvcc")
-    return tilings.built_tilings(COMPILER)
+    return tilings.built_tilings(COMPILER, 89)
 
 
-def test_every_cell_has_a_tiling_that_nothing_speaks_against(built) -> None:
+@pytest.mark.parametrize("ptx_arch", catalog.PTX_ARCHS)
+@needs_nvcc
+def test_every_cell_has_a_tiling_that_nothing_speaks_against(ptx_arch) -> None:
+    built = tilings.built_tilings(COMPILER, ptx_arch)
     assert set(built) == set(tilings.cells())
     assert {str(c) for c in built} == {f"{s.family}_{s.size}" for s in CATALOG if s.family in catalog.FLASH_VARIANTS}
     assert {cell: found for cell, t in built.items() if (found := tilings.reasons(t, cell))} == {}
@@ -77,10 +80,10 @@ def test_members_that_differ_from_the_header_are_refused(tmp_path, old, new, mes
         text = text.replace("kStraight,  ", "kStraight, kOther,  ")
     path.write_text(text.replace(old, new))
     if message is None:
-        assert tilings.built_tilings(COMPILER, (FULL_64,), tmp_path / "cuda") == {FULL_64: LARGE}
+        assert tilings.built_tilings(COMPILER, 89, (FULL_64,), tmp_path / "cuda") == {FULL_64: LARGE}
     else:
         with pytest.raises(RuntimeError, match=message):
-            tilings.built_tilings(COMPILER, (FULL_64,), tmp_path / "cuda")
+            tilings.built_tilings(COMPILER, 89, (FULL_64,), tmp_path / "cuda")
 
 
 # ---- enumeration
@@ -114,10 +117,10 @@ def test_members_that_differ_from_the_header_are_refused(tmp_path, old, new, mes
         (replace(SMALL, keys=48, slice=16), SMALL_64, None),
         (replace(LARGE, row_warps=8, m_tiles=1, keys=48, slice=16, blocks_an_sm=1), FULL_64,
          "256 threads do not share a copy of 48 rows"),
-        (replace(SMALL, key_warps=4, keys=16, slice=16), Cell("flash_fwd", 32),
-         "256 threads do not share a copy of 32 rows"),
-        (replace(SMALL, key_warps=8, keys=16, slice=16), Cell("flash_fwd", 32),
-         "8 warps do not share 4 tiles of columns"),
+        (replace(LARGE, row_warps=8, m_tiles=1, keys=96, blocks_an_sm=1), FULL_64, None),
+        (replace(LARGE, row_warps=8, m_tiles=1, keys=96, blocks_an_sm=1), Cell("flash_fwd", 32),
+         "256 threads do not share a copy of 96 rows"),
+        (replace(SMALL, key_warps=8, keys=32), Cell("flash_fwd", 32), "8 warps do not share 4 tiles of columns"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_with_the_reason(tiling, cell, reason) -> None:
@@ -158,7 +161,7 @@ def test_names_are_words_of_a_stem_and_unique() -> None:
     e = Enumeration.of(FULL_64, LARGE, 2)
     names = [t.name for t in (*e.tried, *e.refused)]
     assert len(set(names)) == len(names)
-    assert LARGE.name == "s4x2x1k64s32t2q1b2l0"
+    assert LARGE.name == "st4x2x1k64s32t2q1b2l1"
     assert all(re.fullmatch(r"[a-z][a-z0-9]*", n) for n in names)
 
 
@@ -248,6 +251,8 @@ ARCH = 89
         ("flash_fwd_small", Shape(1, 3, 1, 33, 140, 32)),
         ("flash_fwd_causal", Shape(1, 2, 2, 65, 90, 64, "f16", True)),
         ("flash_fwd_general", Shape(1, 2, 1, 40, 40, 96, "bf16", True)),
+        ("flash_fwd_window", Shape(1, 2, 1, 40, 70, 64)),
+        ("flash_fwd_scored", Shape(1, 1, 1, 20, 70, 32)),
     ],
 )
 def test_right_kernels_pass_the_check(bench, family, shape) -> None:
@@ -459,7 +464,7 @@ def test_the_list_needs_no_gpu_and_gives_reasons() -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert re.search(
-        r"^flash_fwd_causal_d128: built s4x2x1k\w+; \d+ may be tried, \d+ near it are refused", ran.stdout, re.M
+        r"^flash_fwd_causal_d128: built st4x2x1k\w+; \d+ may be tried, \d+ near it are refused", ran.stdout, re.M
     )
     assert "pipelined: has no diagonal" in ran.stdout
     assert "further away:" in ran.stdout
