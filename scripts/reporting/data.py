@@ -10,8 +10,6 @@ from typing import Any
 
 from benchmark import results
 
-from . import legacy
-
 _FILE = re.compile(r"(\d{4}-\d\d-\d\d)-(.+)\.json")
 
 
@@ -71,6 +69,4 @@ def newest(root: Path, gpu: str) -> dict[str, Suite]:
         if found.get("suite") in results.ROW_CHECKS and "schema" in found:
             results.load(path)
             suites[found["suite"]] = Suite(name, found)
-        elif old := legacy.convert(found):
-            suites.setdefault(old["suite"], Suite(name, old))
     return suites

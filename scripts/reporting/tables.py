@@ -160,6 +160,8 @@ def forward(suite: Suite) -> list[str]:
     if others:
         lines += ["", "Other problems, TFLOP/s and in brackets times that peer; batch × heads × seqlen × head_dim:", ""]
         lines += table(["problem", "ours", *peers], [rates(row, peers) for row in others])
+    if any(row["problem"].get("varlen") and "us" in row["peers"].get("cuDNN", {}) for row in others):
+        lines += ["", "cuDNN's call on packed sequences cannot be captured in a graph: its time has the host's in it."]
     return lines
 
 
@@ -253,7 +255,7 @@ WAYS = {
     "graph_replay": "replay of a graph of one call",
     "planned": "planned call",
     "one_shot": "`attention()` on device arrays with `out=`",
-    "validation": "of that, validation and selection",
+    "validation": "the first call of a problem besides: validation and selection",
 }
 """How a call can be made, as keys of the rows of `host`, and in words."""
 
