@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # each family, as far as it takes them: several batches, heads and groups; rows that are not aligned, by 2 bytes and by
 # 8; several tiles, blocks and groups of tiles; ends inside a vector and a tile; fewer and more keys than queries;
 # scores that rise or fall from tile to tile, in every row at another rate; a causal block whose first row sees whole
-# tiles, and whose other rows see more. head_dim is that of a kernel for up to 64.
+# tiles, and whose other rows see more. head_dim is that of a kernel for up to 64. For pairs of warps: pairs that see
+# more keys than others of their block, or none; origins that move in one half of a pair only.
 PROBLEMS = {
     "qk": [
         (2, 4, 2, 70, 77, 0, 64, False),
@@ -59,32 +60,43 @@ PROBLEMS = {
         (1, 1, 1, 9, 67, 0, 64, False),
         (2, 4, 2, 20, 100, 8, 64, False),
         (1, 2, 2, 150, 260, 0, 64, False),
-        (1, 1, 1, 33, 300, 0, 64, False, True),
+        (1, 1, 1, 33, 300, 0, 64, False, 16),
     ],
     "flash_fwd_causal": [
         (1, 1, 1, 9, 67, 0, 64, True),
         (2, 4, 2, 20, 100, 8, 64, True),
         (1, 2, 2, 150, 277, 0, 64, True),
         (1, 2, 2, 200, 50, 0, 64, True),
-        (1, 1, 1, 33, 300, 0, 64, True, True),
+        (1, 1, 1, 33, 300, 0, 64, True, 16),
     ],
     "flash_fwd_small": [
         (1, 1, 1, 9, 50, 0, 64, False),
         (2, 4, 2, 40, 200, 8, 64, False),
         (1, 2, 2, 70, 520, 0, 64, False),
-        (1, 2, 2, 33, 600, 0, 64, False, True),
+        (1, 2, 2, 33, 600, 0, 64, False, 16),
     ],
     "flash_fwd_general": [
         (1, 1, 1, 9, 67, 1, 40, True),
         (2, 2, 1, 20, 100, 8, 56, False),
         (1, 2, 2, 150, 200, 4, 64, True),
         (1, 1, 1, 200, 50, 0, 40, True),
-        (1, 1, 1, 33, 300, 0, 56, False, True),
+        (1, 1, 1, 33, 300, 0, 56, False, 16),
     ],
 }
 PROBLEMS["attention_merge"] = [
     (2, 2, 2, 37, 1, 0, 64, False),
     (1, 1, 1, 20, 1, 1, 136, False),
+]
+PROBLEMS["flash_fwd_paired"] = [
+    (1, 1, 1, 9, 37, 0, 64, False),
+    (2, 2, 1, 70, 100, 8, 64, False),
+    (1, 1, 1, 33, 200, 0, 64, False, 16),
+]
+PROBLEMS["flash_fwd_causal_paired"] = [
+    (1, 1, 1, 9, 67, 0, 64, True),
+    (1, 1, 1, 100, 130, 0, 64, True),
+    (2, 2, 1, 64, 20, 8, 64, True),
+    (1, 1, 1, 33, 150, 0, 64, True, 4),
 ]
 PROBLEMS["flash_fwd_window"] = PROBLEMS["flash_fwd_causal"]
 PROBLEMS["flash_fwd_scored"] = PROBLEMS["flash_fwd_general"]
@@ -100,6 +112,7 @@ _BASE = FeatureCase(
     seed=0, mean=0.5, outliers=False,
 )  # fmt: skip
 _PACKED = replace(_BASE, lengths=((70, 100), (0, 30), (33, 0), (20, 130)), packed=True, spare=(3, 5), seqused_k=True)
+_SHORT = replace(_BASE, lengths=((70, 100), (0, 30), (20, 50)), packed=True, spare=(3, 5), seqused_k=True)
 _NARROW = replace(_BASE, lengths=((150, 260),), window_size=(37, 5))
 _BIAS = BiasCase(F16, (False, False, False, False), False, _ROWS, 0.1)
 FEATURES = {
@@ -109,6 +122,7 @@ FEATURES = {
         replace(_BASE, lengths=((60, 20),), causal=True, sinks=True),
         replace(_BASE, lengths=((60, 20),), causal=True),
     ],
+    "flash_fwd_paired": [replace(_SHORT, sinks=True)],
     "flash_fwd_window": [
         _NARROW,
         replace(_NARROW, lengths=((140, 330),), window_size=(64, 0)),
@@ -145,17 +159,21 @@ SEEDS = (0, 1)
 Outputs = list[tuple[Any, Any, Any, DType]]  # result, float64 truth, same maths, type
 
 
-def mutated(mutant: Mutant, folder: Path) -> Path:
-    """PTX of the kernel with the bug, in a build folder of its own."""
-    cuda = folder / "cuda"
-    shutil.copytree(ROOT / "cuda", cuda)
-    path = cuda / mutant.source
-    text = path.read_text()
+def planted(mutant: Mutant) -> str:
+    """The source file with the bug."""
+    text = (ROOT / "cuda" / mutant.source).read_text()
     starts = [m.start() for m in re.finditer(re.escape(mutant.old), text)]
     if not starts or (mutant.nth is None and len(starts) != 1):
         raise LookupError(f"{mutant.name}: {mutant.old!r} stands {len(starts)} times in {mutant.source}")
     at = starts[mutant.nth or 0]
-    path.write_text(text[:at] + mutant.new + text[at + len(mutant.old) :])
+    return text[:at] + mutant.new + text[at + len(mutant.old) :]
+
+
+def mutated(mutant: Mutant, folder: Path) -> Path:
+    """PTX of the kernel with the bug, in a build folder of its own."""
+    cuda = folder / "cuda"
+    shutil.copytree(ROOT / "cuda", cuda)
+    (cuda / mutant.source).write_text(planted(mutant))
     compiler, *_ = (ROOT / "build" / "compiler.txt").read_text().splitlines()
     ptx = folder / "build" / "ptx" / f"{mutant.stem}.ptx"
     ptx.parent.mkdir(parents=True)
@@ -215,7 +233,7 @@ def computations(stem: str, seed: int) -> Iterator[Callable[[], Outputs]]:
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes, the gap after each row in elements, and whether scores rise from tile to tile."""
+    """Sizes, the gap after each row in elements, and how fast scores rise from tile to tile."""
 
     batch: int
     heads: int
@@ -225,7 +243,7 @@ class Problem:
     gap: int
     head_dim: int
     causal: bool
-    rising: bool = False
+    rising: float = 0
 
     def place(self, shape: tuple[int, ...], dtype: Any, values: Any = None) -> Placed:
         return Placed(shape, np.dtype(dtype), Storage((0, 1, 2), self.gap, 0), values)
@@ -283,7 +301,8 @@ def flash(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
     }
     values = {name: rng.standard_normal(shapes[name]) for name in "qkv"}
     if x.rising:  # for the last queries, as kernels start at the last key; they fall for the first ones
-        values["q"][..., 0], values["k"][..., 0] = np.linspace(-16, 16, x.seqlen_q), np.linspace(120, 0, x.seqlen_k)
+        values["q"][..., 0] = x.rising * np.linspace(-1, 1, x.seqlen_q)
+        values["k"][..., 0] = np.linspace(120, 0, x.seqlen_k)
     values = {name: a.astype(spec.dtype.to_numpy()) for name, a in values.items()}
     placed = {name: x.place(shape, spec.dtype.to_numpy(), values.get(name)) for name, shape in shapes.items()}
     views = {name: view_of(array.array, name) for name, array in placed.items()}
@@ -346,6 +365,8 @@ CASES: dict[str, Callable[[str, Problem, np.random.Generator], Outputs]] = {
     "pv": pv,
     "flash_fwd": flash,
     "flash_fwd_causal": flash,
+    "flash_fwd_paired": flash,
+    "flash_fwd_causal_paired": flash,
     "flash_fwd_small": flash,
     "flash_fwd_general": flash,
     "flash_fwd_window": flash,

@@ -13,16 +13,18 @@ QK, QK128 = "qk_wmma_f16_d64_sm89", "qk_wmma_bf16_d128_sm89"
 SOFTMAX, SOFTMAX_LONG = "softmax_f16_w1_sm89", "softmax_bf16_w8_sm89"
 PV, PV128 = "pv_wmma_f16_d64_sm89", "pv_wmma_bf16_d128_sm89"
 FLASH, FLASH128 = "flash_fwd_f16_d64_sm89", "flash_fwd_bf16_d128_sm89"
-FLASH192 = "flash_fwd_bf16_d192_sm89"
+PAIRED, CAUSAL_PAIRED = "flash_fwd_bf16_d192_sm89", "flash_fwd_causal_f16_d256_sm89"
 CAUSAL, CAUSAL32 = "flash_fwd_causal_f16_d64_sm89", "flash_fwd_causal_f16_d32_sm89"
 SMALL, GENERAL = "flash_fwd_small_f16_d64_sm89", "flash_fwd_general_f16_d64_sm89"
 WINDOW, SCORED = "flash_fwd_window_f16_d64_sm89", "flash_fwd_scored_f16_d64_sm89"
+WINDOW192 = "flash_fwd_window_bf16_d192_sm89"
 MERGE = "attention_merge_f16_r32_sm89"
 
 MATRIX, QK_SOURCE = "attention/matrix.cuh", "unfused/qk_wmma.cuh"
 SOFTMAX_SOURCE, PV_SOURCE = "unfused/softmax.cuh", "unfused/pv_wmma.cuh"
 FLASH_SOURCE, RANGE, MASK = "flash_fwd/flash_fwd_sm80.cuh", "attention/block_range.cuh", "attention/mask.cuh"
 PRODUCTS, SWIZZLE = "attention/products.cuh", "attention/swizzle.cuh"
+PAIRED_SOURCE, PLACE = "flash_fwd/paired_warps.cuh", "flash_fwd/place.cuh"
 ONLINE, COMBINE = "attention/softmax.cuh", "attention/combine.cuh"
 SEQUENCE, NORMALISE = "attention/sequence.cuh", "attention/normalise.cuh"
 SCORES, BIAS, TANH = "attention/scores.cuh", "attention/bias.cuh", "attention/tanh.cuh"
@@ -42,8 +44,9 @@ class Mutant:
 
 
 def family_of(stem: str) -> str:
-    """What its kernels have in common: qk, softmax, pv, or a family of the fused forward."""
-    return re.split("(?:_wmma)?_b?f16_", stem)[0]
+    """What its kernels have in common: qk, softmax, pv, or a family of the fused forward, pairs of warps apart."""
+    family = re.split("(?:_wmma)?_b?f16_", stem)[0]
+    return f"{family}_paired" if stem in (PAIRED, CAUSAL_PAIRED) else family
 
 
 def _of(source: str, stem: str, *rows: tuple[str, ...]) -> list[Mutant]:
@@ -202,11 +205,9 @@ MUTANTS: list[Mutant] = [
         ("the groups of the loop are not closed", "ptx::cp_async_commit();\n\n                if (MASKED", "if (MASKED"),
         ("the next K goes to this stage", "K_loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));\n                    V", "K_loader.load((tile - 1) * BLOCK_KV, stage(tile));\n                    V"),
         ("V comes from the other stage", "multiply_pv<T, 0, KEYS>(O, P, V, stage(tile))", "multiply_pv<T, 0, KEYS>(O, P, V, stage(tile + 1))"),
-        ("the first tile is left out", "tile >= 0; --tile) step.template operator()<Masked::kPerhaps>", "tile > 0; --tile) step.template operator()<Masked::kPerhaps>"),
+        ("the first tile is left out", "tile >= (BAND == Band::kWindow", "tile > (BAND == Band::kWindow"),
         ("accumulators are not zeroed", "O[t][d][e] = 0.f;", "(void)0;"),
-        ("heads are counted over all batches", "head = batch_head - batch * p.num_heads.value", "head = batch_head"),
         ("every query head has keys of its own", "divide(head, p.group)", "head"),
-        ("blocks and heads are swapped", "p.row_blocks - 1 - outer : inner", "p.row_blocks - 1 - outer : outer"),
         ("rows past the end are written", "if (row < rows.seqlen_q && (!kGeneral || col < p.head_dim_v))", "if (true)"),
         ("chunks of O are stored to the wrong columns", "8 * (i + lane % 4)", "8 * (i + (lane + 1) % 4)"),
         ("lse is written where none is wanted", "p.lse.data != nullptr", "true"),
@@ -214,12 +215,22 @@ MUTANTS: list[Mutant] = [
     ),
     *_of(
         FLASH_SOURCE,
-        FLASH192,  # one stage
+        GENERAL,  # one stage
         ("no barrier before V is read", "__syncthreads();  // V_smem", "// V_smem"),
         ("V is not waited for", "ptx::cp_async_wait<0>();\n                    __syncthreads();  // V_smem", "__syncthreads();  // V_smem"),
         ("no barrier before the next V", "__syncthreads();  // K_smem (with", "// K_smem (with"),
-        ("V of the last tile is read again, past its end", "if (tile < last) V_loader", "V_loader"),
         ("the next K's group is not closed", "ptx::cp_async_commit();\n                }\n                // O", "}\n                // O"),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        WINDOW192,  # one stage
+        ("V of the last tile is read again, past its end", "if (tile < last) V_loader", "V_loader"),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        FLASH128,  # one loop
+        ("the first tile of all is left out", "tile >= 0; --tile) step.template operator()<Masked::kPerhaps>", "tile > 0; --tile) step.template operator()<Masked::kPerhaps>"),
+        ("no tile is masked", "(tile >= tiles.masked ||", "(false ||"),
     ),
     *_of(
         SWIZZLE,
@@ -297,7 +308,7 @@ MUTANTS: list[Mutant] = [
         ("the loop of masked tiles ends early", "tile >= tiles.masked; --tile", "tile > tiles.masked; --tile"),
         ("a warp skips tiles that its last rows see", "warp_row + 16 * M_TILES - 1 + limit.last", "warp_row + limit.last"),
         ("a skipped tile is added all the same", "if (MASKED == Masked::kNo || !outside(tile)) multiply_pv", "multiply_pv"),
-        ("blocks without keys make a tile", "if (tiles.end > 0)", "if (true)"),
+        ("blocks without keys make a tile", "if (tiles.end > 0) warp.run", "warp.run"),
     ),
     # small: S of the next tile between P and O of this one, and warps that share rows
     *_of(
@@ -311,7 +322,7 @@ MUTANTS: list[Mutant] = [
         ("K travels to the stage in use", "K_loader.load((tile - 2) * BLOCK_KV, stage(tile))", "K_loader.load((tile - 2) * BLOCK_KV, stage(tile - 1))"),
         ("K is read before its beginning", "if (tile > 1) K_loader", "K_loader"),
         ("the next S is made of this K", "multiply_qk<T, FIRST, SLICE>(S, Q, K, stage(tile - 1))", "multiply_qk<T, FIRST, SLICE>(S, Q, K, stage(tile))"),
-        ("the last tile is not masked", "mask(S, limit, warp_row, first_key(last));", ""),
+        ("the last tile is masked as the one before", "mask(S, limit, warp_row, first_key(last));", "mask(S, limit, warp_row, first_key(last - 1));"),
         ("both warps have the mask of the first keys", "tile * BLOCK_KV + key_warp * KEYS", "tile * BLOCK_KV"),
     ),
     *_of(
@@ -343,6 +354,79 @@ MUTANTS: list[Mutant] = [
         ("columns past head_dim are written as vectors", "(!kGeneral || col < p.head_dim_v)", "true"),
         ("columns past head_dim are written as pairs", "(!kGeneral || first_col + 8 * i < p.head_dim_v)", "true"),
     ),
+    # which rows and which head a block makes
+    *_of(
+        PLACE,
+        FLASH,
+        ("heads are counted over all batches", "batch_head - batch * p.num_heads.value", "batch_head"),
+        ("blocks and heads are swapped", "p.row_blocks - 1 - outer : inner", "p.row_blocks - 1 - outer : outer"),
+        ("heads are counted fastest", "HEADS_FIRST ? inner : outer", "inner"),
+    ),
+    *_of(
+        PLACE,
+        CAUSAL,
+        ("the first rows have no block", "p.row_blocks - 1 - outer", "p.row_blocks - outer"),
+        ("heads are counted over all rows", "block - outer * p.grid_inner.value", "block"),
+    ),
+    *_of(
+        FLASH_SOURCE,
+        FLASH,
+        ("every block stores the first one's rows", "ptx::block_index_again()", "0"),
+        ("results end where the first sequence does", "its_rows = sequence(p, again.batch)", "its_rows = sequence(p, 0)"),
+    ),
+    # pairs of warps: P and the factors of O travel between them
+    *_of(
+        PAIRED_SOURCE,
+        PAIRED,
+        ("no barrier in the loop", "__syncthreads();  // P and V", "// P and V"),
+        ("a tile is not waited for", "ptx::cp_async_wait<0>();\n", ""),
+        ("the last K is not waited for", "ptx::cp_async_wait<1>();\n", ""),
+        ("the groups of the loop are not closed", "stage(tile));\n        ptx::cp_async_commit();", "stage(tile));"),
+        ("K travels to the stage in use", "K_loader.load((tile - 2) * KEYS, stage(tile))", "K_loader.load((tile - 2) * KEYS, stage(tile - 1))"),
+        ("K is read before its beginning", "if (tile > 1) K_loader", "K_loader"),
+        ("queries past the end are read", "min(first_row + 8 * h + lane / 4, rows - 1)", "first_row + 8 * h + lane / 4"),
+        ("halves of a step of Q are swapped", "held[2 * i][0][h] = y.x, held[2 * i][0][2 + h] = y.y", "held[2 * i][0][h] = y.y, held[2 * i][0][2 + h] = y.x"),
+        ("the last tile is not masked", "last >= masked", "false"),
+        ("both halves of P are this warp's", "smem.P[tile & 1][pair][t]", "smem.P[tile & 1][pair][half]"),
+        ("fragments of V are one late", "V_frag[i % 2][2 * n], V_frag[i % 2][2 * n + 1]", "V_frag[(i + 1) % 2][2 * n], V_frag[(i + 1) % 2][2 * n + 1]"),
+        ("O is not rescaled", "if (RESCALE && i < kSteps)", "if (false)"),
+        ("O is rescaled with every 16 keys", "if (RESCALE && i < kSteps)", "if (RESCALE)"),
+        ("moves of the other warp's rows are not asked for", "if (moved[0] || moved[1])", "if (moved[half])"),
+        ("a warp is silent about its moves", "[half] = moved;", "[half] = false;"),
+        ("factors of earlier moves count again", "moved[t] ? smem.row[tile & 1][pair][t][8 * h + lane / 4] : 1.f", "smem.row[tile & 1][pair][t][8 * h + lane / 4]"),
+        ("the other rows' factors are this warp's", "moved[t] ? smem.row[tile & 1][pair][t]", "moved[t] ? smem.row[tile & 1][pair][half]"),
+        ("factors of O are one stage late", "if (moved) publish(tile & 1", "if (moved) publish(~tile & 1"),
+        ("no barrier before the factors of the end", "__syncthreads();      // smem.row", "// smem.row"),
+        ("the end's factors are the other stage's", "factor = smem.row[1]", "factor = smem.row[0]"),
+        ("both warps store the same columns", "16 * half + lane % 2 * 8", "lane % 2 * 8"),
+        ("rows past the end are written", "if (row < rows.seqlen_q) *", "*"),
+        ("lse of rows past the end is written", "if (row < rows.seqlen_q && p.lse.data", "if (p.lse.data"),
+        ("every sequence's lse goes to the first rows", "place.head, rows.first_q)", "place.head)"),
+        ("all heads have the first one's sink", "p.sinks[place.head]", "p.sinks[0]"),
+    ),
+    *_of(
+        PAIRED_SOURCE,
+        CAUSAL_PAIRED,
+        ("a pair's first tile is that of its first row", "pair_row, pair_row + 31).end", "pair_row, pair_row).end"),
+        ("a pair copies its own tiles alone", "copy(tile, K_loader, V_loader);", "if (sees(tile)) copy(tile, K_loader, V_loader);"),
+        ("a pair waits for its own tiles alone", "await();\n            if", "if (sees(tile)) await();\n            if"),
+        ("a pair adds a tile that it has not made", "if (sees(tile)) values", "values"),
+        ("a pair without keys adds the first tile", "if (sees(0)) values", "values"),
+        ("tiles are masked for the pair's last row", "Tiles(limit, warp_row, warp_row).masked", "Tiles(limit, pair_row + 31, pair_row + 31).masked"),
+        ("only the first tile is masked", "tile - 1 >= masked", "false"),
+    ),
+    *_of(
+        ONLINE,
+        CAUSAL_PAIRED,
+        ("each lane decides for itself whether origins move", "if (!__any_sync(0xffffffffu, grown))", "if (!grown)"),
+        ("P may exceed float16", "kHeadroom = 8.f", "kHeadroom = 80.f"),
+        ("origins move for the last rows alone", "grown |= fmaf", "grown = fmaf"),
+    ),
+    *_of(
+        PLACE,
+        PAIRED,
+        ("blocks of rows overlap", "row_block * BLOCK_Q", "row_block * BLOCK_Q / 2"),
+    ),
     # packed sequences and lengths from memory
     *_of(
         SEQUENCE,
@@ -357,10 +441,10 @@ MUTANTS: list[Mutant] = [
     *_of(
         FLASH_SOURCE,
         FLASH,
-        ("every sequence's result goes to the first rows", "O_gmem(p.o, batch, head, rows.first_q)", "O_gmem(p.o, batch, head)"),
-        ("every sequence's lse goes to the first rows", "Matrix<float>(p.lse, batch, head, rows.first_q)", "Matrix<float>(p.lse, batch, head)"),
+        ("every sequence's result goes to the first rows", "again.head, its_rows.first_q)", "again.head)"),
+        ("every sequence's lse goes to the first rows", "place.head, rows.first_q)", "place.head)"),
         ("values of the next sequence are read", "V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);\n            ptx", "V_loader.load_tail(last * BLOCK_KV, stage(last), p.sequences.total_k - rows.first_k);\n            ptx"),
-        ("all heads have the first one's sink", "p.sinks[head]", "p.sinks[0]"),
+        ("all heads have the first one's sink", "p.sinks[place.head]", "p.sinks[0]"),
     ),
     *_of(
         NORMALISE,
@@ -447,6 +531,9 @@ ESCAPES = {
     "store_tile does not ask whether a vector starts past the end": "each of its elements is asked for itself",
     "speculation with a row that has no origin yet": "its P are infinite, so it is refused: it costs time alone",
     "speculation goes on after it has failed": "it is refused and done again: it costs time alone",
+    "a pair of warps does not tell the compiler that its first tile is uniform": "it is: it costs registers alone",
+    "a pair of warps makes S of a tile that it does not see": "all of it is masked: it costs time alone",
+    "rows of a pair whose origins did not move are rescaled by 1": "the same result: it costs time alone",
     "blocks of rows start with the first, not the longest": "another order of the same blocks: it costs time alone",
     "tiles for rows past seqlen_q of a causal block": "they are masked for all rows that are stored: it costs time alone",
     "all lanes of a row, or all warps of it, write its lse": "the same number; races are looked for between blocks only",
