@@ -92,7 +92,7 @@ def exercise(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
             fc.unfused.softmax(s, dtype=dtype, causal=causal, return_lse=True, out=out)
     elif spec.family.startswith("flash_fwd"):
         for options in OPTIONS.get(spec.family, [{}]):
-            for packed in (False, True):
+            for packed in (False, True)[: 1 if spec.family == "flash_fwd_small" else 2]:  # which takes one length only
                 flash(spec, shape, head_dim, options, packed)
     elif spec.family == "attention_merge":
         outs = [placed(q_shape, dtype, gap, rng.standard_normal(q_shape)) for _ in range(2)]

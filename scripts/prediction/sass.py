@@ -277,9 +277,10 @@ def kernel_code(text: str, *, threads: int, rows: int, head_dim: int) -> KernelC
         raise ValueError("the loop copies nothing")
     products = 4 * rows * keys * head_dim // (MMA_FLOP * threads // 32)
     shortest, longest = (
-        flow.paths(steady, body, latches, ["HMMA", "LDGSTS", "FSEL", "FMNMX"], longest=x) for x in (False, True)
+        flow.paths(steady, body, latches, ["HMMA", "LDGSTS", "FSEL", "FMNMX", "F2FP"], longest=x) for x in (False, True)
     )
-    whole = [key for key in shortest if key[:2] == (products, copies)]
+    packs = products * 16 // head_dim  # P of a tile, two numbers at a time: pairs of warps may leave a tile out
+    whole = [key for key in shortest if key[:2] == (products, copies) and key[4] >= packs]
     if not whole:
         raise ValueError(f"no way through the loop has the {products} HMMA of a tile of {keys} keys")
     tile = shortest[min(whole, key=lambda k: (k[3], len(shortest[k])))]
