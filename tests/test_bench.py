@@ -1,5 +1,6 @@
 """The benchmark's machinery without a GPU: order, spread, checks, resuming, schema. Times here are made up."""
 
+import gc
 import importlib
 import json
 import re
@@ -22,6 +23,13 @@ from benchmark.suites import SUITES, Run, load
 
 BENCH = ROOT / "scripts" / "bench.py"
 TINY = Case("tiny", 1, 2, 2, 70, 70, 64, True)
+
+
+@pytest.fixture(autouse=True)
+def collecting():
+    """A measurement that is not finished leaves the garbage collector off, and later tests would keep all they make."""
+    yield
+    gc.enable()
 
 
 @pytest.fixture
