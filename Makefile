@@ -1,6 +1,8 @@
 # make run      environment, kernels, and attention on the reference problem: checked, and timed where there is a GPU
 # make test     environment, kernels, and the tests (on the emulator always, on the GPU too where there is one)
 # make cubin    the kernels alone, for ARCHS and for this machine's GPUs
+# make wheel    dist/flashcore_drv-*.whl with the kernels of ARCHS, which needs neither this repository nor a compiler
+# make docs     the reference of the API in build/docs, from docstrings
 # make check    formatting, lint, types, and no ctypes
 ARCHS ?= 89
 JOBS ?= $(shell nproc)
@@ -13,7 +15,7 @@ OWN_PYTHON := $(shell command -v python3 >/dev/null && python3 -c 'import cuda.b
 cubin: PYTHON := $(if $(wildcard .venv/ready),$(VENV_PYTHON),$(or $(OWN_PYTHON),$(VENV_PYTHON)))
 PYTHON := $(VENV_PYTHON)
 
-.PHONY: run test cubin check format clean
+.PHONY: run test cubin wheel docs check format clean
 .NOTPARALLEL:
 
 run: .venv/ready cubin
@@ -29,6 +31,13 @@ cubin: $(if $(OWN_PYTHON),,.venv/ready)
 	@$(PYTHON) scripts/cubins.py rules --archs "$(ARCHS)"
 	@$(MAKE) --no-print-directory -j$(JOBS) -f build/rules.mk all
 	@$(PYTHON) scripts/cubins.py table --archs "$(ARCHS)"
+
+wheel: ARCHS = 80 86 89 90 120
+wheel: .venv/ready cubin
+	$(PYTHON) scripts/wheel.py --archs "$(ARCHS)"
+
+docs: .venv/ready
+	$(PYTHON) scripts/docs.py
 
 CUDA_SOURCES = $(shell git ls-files -co --exclude-standard 'cuda/*.h' 'cuda/*.cuh' 'cuda/*.cu' 'scripts/*.cu' 'tests/*.cu')
 PYTHON_SOURCES = flashcore_drv scripts tests

@@ -28,9 +28,36 @@ class LoadedKernel:
     tiles_a_block: int
 
 
+INSTALLED = Path(__file__).resolve().parent / "kernels"
+"""The kernels that a wheel carries (``make wheel``); a repository has none there."""
+
+
 def build_folder() -> Path:
-    """Where ``make cubin`` puts kernels: ``build/`` of the repository, or ``FLASHCORE_BUILD``."""
-    return Path(os.environ.get("FLASHCORE_BUILD") or Path(__file__).resolve().parent.parent / "build")
+    """Where kernels are: ``FLASHCORE_BUILD``, else the wheel's own, else ``build/`` of the repository (``make cubin``).
+
+    Below it are ``cubin/sm_XX/`` and ``ptx/``, with a file a kernel, as compiled or compressed (``.xz``).
+    """
+    if given := os.environ.get("FLASHCORE_BUILD"):
+        return Path(given)
+    return INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent / "build"
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of a kernel, decompressed if its file is.
+
+    Raises
+    ------
+    KernelImageError
+        If a compressed file is damaged.
+    """
+    if path.suffix != ".xz":
+        return path.read_bytes()
+    import lzma  # not before it is needed
+
+    try:
+        return lzma.decompress(path.read_bytes(), lzma.FORMAT_XZ)
+    except lzma.LZMAError as error:
+        raise KernelImageError(f"{path} is damaged ({error}); install flashcore_drv again") from error
 
 
 def image_path(spec: KernelSpec, arch: int, emulated: bool) -> Path:
@@ -47,13 +74,23 @@ def image_path(spec: KernelSpec, arch: int, emulated: bool) -> Path:
         cubins = build_folder() / "cubin"
         candidates = [cubins / f"sm_{a}" / f"{spec.stem}.cubin" for a in range(arch, arch // 10 * 10 - 1, -1)]
     for path in candidates:
-        if path.is_file():
-            return path
-    there = sorted(p.parent.name for p in (build_folder() / "cubin").glob(f"*/{spec.stem}.cubin"))
+        for found in (path, path.with_name(f"{path.name}.xz")):
+            if found.is_file():
+                return found
+    cubins = build_folder() / "cubin"
+    there = {p.parent.name for end in ("", ".xz") for p in cubins.glob(f"*/{spec.stem}.cubin{end}")}
     raise KernelImageError(
-        f"{candidates[0]} is missing (built for: {', '.join(there) or 'nothing'}); "
-        f"build it: make cubin ARCHS={spec.arch if emulated else arch}"
+        f"{candidates[0]} is missing (built for: {', '.join(sorted(there)) or 'nothing'}); "
+        f"{_remedy(spec.arch if emulated else arch)}"
     )
+
+
+def _remedy(arch: int) -> str:
+    """What to do about a kernel that is missing or stale."""
+    build = f"make cubin ARCHS={arch}"
+    if build_folder() == INSTALLED:
+        return f"in the repository of flashcore_drv: {build}, and set FLASHCORE_BUILD to its build/"
+    return f"build it: {build}"
 
 
 def load(spec: KernelSpec, device: Device) -> LoadedKernel:
@@ -73,18 +110,18 @@ def load(spec: KernelSpec, device: Device) -> LoadedKernel:
 @functools.cache
 def _load(spec: KernelSpec, device: Device) -> LoadedKernel:
     path = image_path(spec, device.arch, is_emulated())
-    module = Module(device, path.read_bytes())
+    module = Module(device, read_image(path))
     info = {k: int(v) for k, v in abi.KERNEL_INFO.unpack(module.read_global(f"{spec.stem}_info")).items()}
     if info["abi_hash"] != abi.ABI_HASH:
         raise KernelImageError(
             f"{path} is stale: it was built for ABI {info['abi_hash']:#018x}, this package has {abi.ABI_HASH:#018x}; "
-            f"rebuild it: make cubin ARCHS={device.arch}"
+            f"{_remedy(device.arch)}"
         )
     kernel = module.kernel(spec.stem, info["shared_bytes"])
     found = kernel.parameter_bytes
     if found != spec.params.size or info["params_bytes"] != spec.params.size:
         raise KernelImageError(
             f"{path} takes {found} bytes of parameters, this package passes {spec.params.name} of {spec.params.size}; "
-            f"rebuild it: make cubin ARCHS={device.arch}"
+            f"{_remedy(device.arch)}"
         )
     return LoadedKernel(spec, kernel, info["threads"], info["tile_rows"], info["tile_cols"], info["tiles_a_block"])

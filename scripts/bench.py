@@ -4,10 +4,13 @@
     python scripts/bench.py forward --quick      fewer points, rounds and peers
     python scripts/bench.py --list               suites and rows, and what is here to compare with
     python scripts/bench.py --json benchmarks/nvidia-h200   also as data: <date>-<suite>.json in that folder
+    python scripts/bench.py cold size --wheel dist/x.whl     what is installed is that wheel, in a folder of its own
 
-suites, each described in scripts/benchmark/suite_<name>.py: reference, small, forward, cliff (GPU), host, cold, size,
-emulator (no GPU). Results are checked before anything is timed; what is wrong is reported, not timed. A run that was
-broken off goes on where it stopped: rows that are in the file, of the same sources and conditions, stay.
+suites, each described in scripts/benchmark/suite_<name>.py: reference, small, forward, cliff, accuracy (GPU), host,
+cold, size, emulator (no GPU). On a Hopper both our families of kernels are measured, if the package has both. Results
+are checked before anything is timed; what is wrong is reported, not timed. A run that was broken off goes on where it
+stopped: rows that are in the file, of the same sources and conditions, stay. With --quick and --json the seconds of
+each suite are data too, <date>-quick.json, unless rows were taken over.
 
 Exit status: 0, 1 if a result of ours is wrong, 2 if nothing could be measured.
 """
@@ -16,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,10 +66,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--filter", default="", metavar="TEXT", help="only rows whose id holds the text")
     add("--rounds", type=at_least_two, help=f"of each candidate (default: {ROUNDS}, quick {QUICK_ROUNDS})")
     add("--peers", type=names, metavar="A,B", help=f"of {', '.join(ADAPTERS)}; by default those of the suite")
+    add("--wheel", type=Path, metavar="FILE", help="a built wheel of flashcore_drv, for cold and size")
     add("--list", action="store_true", help="suites, rows and peers, without measuring")
     args = parser.parse_args()
     if unknown := [x for x in args.suite if x not in suites.SUITES]:
         parser.error(f"suite {', '.join(unknown)}; known: {', '.join(suites.SUITES)}")
+    if args.wheel is not None and not args.wheel.is_file():
+        parser.error(f"--wheel {args.wheel}: there is no such file")
     return args
 
 
@@ -101,21 +109,53 @@ def show_list(chosen: list[str], args: argparse.Namespace) -> None:
         print(f"    {name}: {what}")
 
 
-def measure(name: str, args: argparse.Namespace, count: int) -> results.Json:
-    """Run a suite; its results."""
+@dataclass(frozen=True)
+class Measured:
+    """A suite that was run: its results, and what they took."""
+
+    found: results.Json
+    seconds: float
+    resumed: int
+
+
+def measure(name: str, args: argparse.Namespace, count: int) -> Measured:
+    """Run a suite."""
+    began = time.monotonic()
     suite = suites.load(name)
     device = Device.get(0)
     rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
-    method = dict(suite.METHOD) | ({"peers asked for": ", ".join(args.peers)} if args.peers is not None else {})
+    method = dict(suite.METHOD) | (
+        {"peers asked for": ", ".join(args.peers) or "none"} if args.peers is not None else {}
+    )
+    if args.wheel is not None and name in ("cold", "size"):
+        method["package"] = f"flashcore_drv installed from {args.wheel.name}"
     found = conditions.conditions(method, quick=args.quick, packages=suite.PACKAGES)
     if name in results.ON_GPU | results.BESIDE_GPU:
         found |= conditions.gpu_conditions(device, rounds=rounds)
     record = results.Record(name, found, json_path(args.json, found["date"], name, count))
     if record.resumed:
         print(f"{name}: {record.resumed} rows are there already: {record.path}", file=sys.stderr)
-    suite.run(Run(record, device, args.quick, rounds, args.filter, args.peers))
+    suite.run(Run(record, device, args.quick, rounds, args.filter, args.peers, args.wheel))
     record.save()
-    return record.to_json()
+    return Measured(record.to_json(), time.monotonic() - began, record.resumed)
+
+
+def report_times(measured: dict[str, Measured], args: argparse.Namespace) -> None:
+    """Print the seconds of every suite and of all; of a quick run keep them."""
+    parts = ", ".join(f"{name} {x.seconds:.0f}" for name, x in measured.items())
+    print(f"{sum(x.seconds for x in measured.values()):.0f} s in all: {parts}")
+    if not args.quick or args.filter or args.json is None or args.json.suffix == ".json" or is_emulated():
+        return
+    if resumed := [name for name, x in measured.items() if x.resumed]:
+        print(f"not kept: rows of {', '.join(resumed)} were there already", file=sys.stderr)
+        return
+    found = conditions.conditions({"timing": "wall time of each suite with --quick, in one process"}, quick=True)
+    found |= conditions.gpu_conditions(Device.get(0), rounds=args.rounds or QUICK_ROUNDS)
+    record = results.Record("quick", found)
+    record.path = json_path(args.json, found["date"], "quick", len(measured))
+    for name, x in measured.items():
+        record.rows[name] = {"id": name, "seconds": round(x.seconds, 1), "rows": len(x.found["rows"])}
+    record.save()
 
 
 def main() -> None:
@@ -137,11 +177,13 @@ def main() -> None:
                 sys.exit(2)
         else:
             runnable.append(name)
-    wrong = []
+    wrong, measured = [], {}
     for name in runnable:
-        found = measure(name, args, len(runnable))
+        measured[name] = measure(name, args, len(runnable))
+        found = measured[name].found
         print("\n".join(suites.load(name).lines(found)), end="\n\n", flush=True)
-        wrong += [row["id"] for row in found["rows"] if "wrong" in row.get("ours", {})]
+        wrong += [row["id"] for row in found["rows"] if results.wrong_members(row)]
+    report_times(measured, args)
     if wrong:
         print(f"error: our result is wrong and was not timed: {', '.join(wrong)}", file=sys.stderr)
     sys.exit(bool(wrong))

@@ -16,6 +16,7 @@ import argparse
 import datetime
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,7 +74,7 @@ class Models:
 
     def predict(self, shape: Shape, causal: bool) -> dict[str, Any]:
         """A problem, with the kernel that dispatch takes."""
-        spec = select_flash(shape.problem(causal), self.gpu.arch, self.gpu)
+        spec = select_flash(replace(shape, causal=causal).problem, self.gpu.arch, self.gpu)
         if spec.family == "flash_fwd_general":
             raise Unsupported(f"{shape}: the general kernel is not modelled; head_dim 32, 64, 96, 128, 192 or 256")
         return self.of(spec).predict(shape, causal)

@@ -1,6 +1,6 @@
-"""The README's tables and the plots, from the newest results of every suite.
+"""The README's tables, those of benchmarks/README.md and the plots, from the newest results of every suite.
 
-    python scripts/report.py            write the blocks between the README's markers, and docs/plots/
+    python scripts/report.py            write the blocks between the markers, and docs/plots/
     python scripts/report.py --check    write nothing; exit status 1 with what differs from the data
 
 Tables need nothing but Python; drawing needs matplotlib (the extra `bench`). A plot carries a digest of what it shows,
@@ -15,16 +15,32 @@ import sys
 from pathlib import Path
 
 from prediction import table as prediction
-from reporting import data, figures, markers, tables
+from reporting import bars, data, figures, markers, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def expected_blocks(root: Path, suites: dict[str, data.Suite]) -> dict[str, str]:
-    """The contents of every block; none for a suite that was not run, and the prediction for the L4."""
+    """The contents of the README's blocks; none for a suite that was not run, and the prediction for the L4."""
     blocks = {name: tables.block(suites[name]) if name in suites else "" for name in tables.BLOCKS}
     predicted = prediction.lines(root)
     return blocks | {"l4": "\n".join(["", *predicted, "", ""]) if predicted else ""}
+
+
+def wanted_texts(root: Path, gpu: str, suites: dict[str, data.Suite]) -> dict[Path, str]:
+    """Every document with its blocks as the data have them. Raises MarkerError."""
+    documents = {
+        root / "README.md": expected_blocks(root, suites),
+        root / "benchmarks" / "README.md": {"bars": bars.block(suites, data.others(root, gpu))},
+    }
+    wanted = {}
+    for path, blocks in documents.items():
+        try:
+            markers.read(path.read_text(), list(blocks))
+        except markers.MarkerError as error:
+            raise markers.MarkerError(f"{path.relative_to(root)}: {error}") from None
+        wanted[path] = markers.fill(path.read_text(), blocks)
+    return wanted
 
 
 def stale_plots(folder: Path, expected: dict[str, figures.Figure]) -> list[str]:
@@ -40,18 +56,18 @@ def stale_plots(folder: Path, expected: dict[str, figures.Figure]) -> list[str]:
     return complaints + [f"{name}.svg has no data" for name in sorted(there - set(expected))]
 
 
-def check(readme: Path, wanted: str, plots: Path, expected: dict[str, figures.Figure]) -> int:
+def check(wanted: dict[Path, str], plots: Path, expected: dict[str, figures.Figure]) -> int:
     """Print what differs; how many things do."""
-    found = readme.read_text()
-    difference = list(
-        difflib.unified_diff(found.splitlines(), wanted.splitlines(), readme.name, "the data", lineterm="")
-    )
-    complaints = stale_plots(plots, expected)
-    for line in [*difference, *complaints]:
+    complaints = []
+    for path, text in wanted.items():
+        found = path.read_text().splitlines()
+        complaints += list(difflib.unified_diff(found, text.splitlines(), path.name, "the data", lineterm=""))
+    complaints += stale_plots(plots, expected)
+    for line in complaints:
         print(line)
-    if difference or complaints:
+    if complaints:
         print("run: python scripts/report.py", file=sys.stderr)
-    return len(difference) + len(complaints)
+    return len(complaints)
 
 
 def write_plots(folder: Path, expected: dict[str, figures.Figure]) -> None:
@@ -71,18 +87,17 @@ def main() -> None:
     parser.add_argument("--gpu", default="nvidia-h200", help="folder in benchmarks/ (default: nvidia-h200)")
     parser.add_argument("--root", type=Path, default=ROOT, help="repository (default: this one)")
     args = parser.parse_args()
-    readme, plots = args.root / "README.md", args.root / "docs" / "plots"
+    plots = args.root / "docs" / "plots"
     try:
         suites = data.newest(args.root, args.gpu)
-        blocks = expected_blocks(args.root, suites)
-        markers.read(readme.read_text(), list(blocks))
+        wanted = wanted_texts(args.root, args.gpu, suites)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    wanted = markers.fill(readme.read_text(), blocks)
     expected = figures.all_figures(suites)
     if args.check:
-        sys.exit(1 if check(readme, wanted, plots, expected) else 0)
-    readme.write_text(wanted)
+        sys.exit(1 if check(wanted, plots, expected) else 0)
+    for path, text in wanted.items():
+        path.write_text(text)
     try:
         write_plots(plots, expected)
     except ImportError as error:

@@ -1,24 +1,21 @@
-"""Problems on a command line: ``4x32/8x4096x4096x128``."""
+"""Problems of contiguous tensors by their sizes; on a command line ``4x32/8x4096x4096x128``."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from flashcore_drv.dtypes import F16, DType
-from flashcore_drv.interop import view_of
-from flashcore_drv.problem import Problem
-from flashcore_drv.validation import make_problem
+from flashcore_drv.dtypes import BF16, F16
+from flashcore_drv.plan import contiguous
+from flashcore_drv.problem import UNBOUNDED, Problem
 
 _PATTERN = r"(\d+)x(\d+)(?:/(\d+))?x(\d+)x(\d+)x(\d+)"
+DTYPES = {d.name: d for d in (F16, BF16)}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A problem by its sizes, in the layout bhsd."""
+    """A problem of contiguous tensors [batch, heads, rows, head_dim]."""
 
     batch: int
     heads: int
@@ -26,6 +23,8 @@ class Shape:
     seqlen_q: int
     seqlen_k: int
     head_dim: int
+    dtype: str = "f16"
+    causal: bool = False
 
     @staticmethod
     def parse(text: str) -> Shape | None:
@@ -36,6 +35,7 @@ class Shape:
         return Shape(*(int(x or match[2]) for x in match.groups()))
 
     def __str__(self) -> str:
+        """The sizes, as :meth:`parse` reads them."""
         heads = f"{self.heads}" if self.heads == self.heads_kv else f"{self.heads}/{self.heads_kv}"
         return f"{self.batch}x{heads}x{self.seqlen_q}x{self.seqlen_k}x{self.head_dim}"
 
@@ -46,8 +46,9 @@ class Shape:
         kv = (self.batch, self.heads_kv, self.seqlen_k, self.head_dim)
         return {"q": q, "k": kv, "v": kv, "o": q}
 
-    def problem(self, causal: bool, dtype: DType = F16, arrays: dict[str, Any] | None = None) -> Problem:
-        """The problem on arrays q, k, v, o of these sizes; without them on memory that nobody touches."""
-        if arrays is None:
-            arrays = {name: np.empty(dims, dtype.to_numpy()) for name, dims in self.dims.items()}
-        return make_problem(*(view_of(x, name) for name, x in arrays.items()), causal=causal, layout="bhsd")
+    @property
+    def problem(self) -> Problem:
+        """As dispatch sees it."""
+        q, k, v, o = (contiguous(*dims) for dims in self.dims.values())
+        right = 0 if self.causal else UNBOUNDED
+        return Problem(q, k, v, o, DTYPES[self.dtype], self.head_dim**-0.5, window_right=right)

@@ -38,20 +38,19 @@ import cubins
 import numpy as np
 from benchmark.conditions import commit, output
 from benchmark.measure import EventTimer, Replay, interleaved
+from shapes import DTYPES, Shape
 from tilings import Cell, Enumeration, Tiling, built_tilings, cells
 
 import flashcore_drv as fc
 from flashcore_drv import reference, tuned
 from flashcore_drv.catalog import CATALOG, FLASH_SMALL_HEAD_DIMS, KernelSpec, ptx_arch
 from flashcore_drv.dtypes import BF16, F16, DType
-from flashcore_drv.plan import contiguous, plan_flash
-from flashcore_drv.problem import UNBOUNDED, Problem
+from flashcore_drv.plan import plan_flash
 from flashcore_drv.runtime import Device, DeviceArray, Graph, Stream, is_emulated
 from flashcore_drv.tuned import WaveCost
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "tune"  # of candidates: it has the layout of build/
-DTYPES = {d.name: d for d in (F16, BF16)}
 ELEMENTS = 1 << 25  # of the largest q: 67 MB
 
 Timer = Callable[[dict[str, Replay], Stream, int, int], dict[str, list[float]]]
@@ -61,30 +60,10 @@ Times = dict[str, float]
 # ---- problems
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A problem of contiguous tensors [batch, heads, rows, head_dim]."""
-
-    batch: int
-    heads: int
-    heads_kv: int
-    seqlen_q: int
-    seqlen_k: int
-    head_dim: int
-    dtype: str = "f16"
-    causal: bool = False
-
-    @property
-    def problem(self) -> Problem:
-        """As dispatch sees it."""
-        q = contiguous(self.batch, self.heads, self.seqlen_q, self.head_dim)
-        kv = contiguous(self.batch, self.heads_kv, self.seqlen_k, self.head_dim)
-        right = 0 if self.causal else UNBOUNDED
-        return Problem(q, kv, kv, q, DTYPES[self.dtype], self.head_dim**-0.5, window_right=right)
-
-    def __str__(self) -> str:
-        sizes = f"{self.batch}x{self.heads}/{self.heads_kv}x{self.seqlen_q}x{self.seqlen_k}x{self.head_dim}"
-        return f"{sizes} {self.dtype}{' causal' if self.causal else ''}"
+def label(shape: Shape) -> str:
+    """A problem in the data: its sizes, dtype and mask."""
+    sizes = f"{shape.batch}x{shape.heads}/{shape.heads_kv}x{shape.seqlen_q}x{shape.seqlen_k}x{shape.head_dim}"
+    return f"{sizes} {shape.dtype}{' causal' if shape.causal else ''}"
 
 
 @dataclass(frozen=True)
@@ -208,7 +187,7 @@ class Bench:
         """What runs the kernel on the shape. Raises ValueError for one that the inputs are too small for."""
         largest = max(math.prod(x.shape) for x in (shape.problem.q, shape.problem.k))
         if largest > self.out.size:
-            raise ValueError(f"{shape}: {largest} elements; allowed: up to {self.out.size}")
+            raise ValueError(f"{label(shape)}: {largest} elements; allowed: up to {self.out.size}")
         addresses = {name: self.arrays[name, shape.dtype].address for name in "qkv"} | {"o": self.out.address}
         return list(plan_flash(self.device, spec, shape.problem, addresses))
 
@@ -241,7 +220,7 @@ class Bench:
         error = float(np.abs(found[rows] - true).max())
         allowed = 4 * 2.0**-p.dtype.mantissa_bits * float(np.abs(true).max())
         if not (error <= allowed and np.isfinite(found).all()):
-            raise Wrong(f"{spec.stem} is wrong on {shape}: error {error:.2e}, allowed {allowed:.2e}")
+            raise Wrong(f"{spec.stem} is wrong on {label(shape)}: error {error:.2e}, allowed {allowed:.2e}")
 
     def _head(self, name: str, shape: Shape, offset: int, rows: int) -> Any:
         part = self.host[name, shape.dtype][offset : offset + rows * shape.head_dim]
@@ -338,7 +317,7 @@ def fit(
     Parameters
     ----------
     rows : sequence
-        {"problem": members of :class:`Shape`, "us": {family: microseconds}}.
+        {"problem": members of :class:`shapes.Shape`, "us": {family: microseconds}}.
     facts : mapping
         For every kernel (family and size) its "rows", "keys" and "blocks_an_sm".
     multiprocessors : int
@@ -427,7 +406,7 @@ def evaluate(
         for row in rows:
             us, shape = row["us"], shape_of(row)
             family = chosen(shape, us, costs[way], multiprocessors) if way in costs else way.removeprefix("always ")
-            ratios.append((us[family] / min(us.values()), str(shape)))
+            ratios.append((us[family] / min(us.values()), label(shape)))
         worst, where = max(ratios)
         mean = math.exp(statistics.fmean(math.log(r) for r, _ in ratios))
         found[way] = {"mean": round(mean, 4), "worst": round(worst, 4), "where": where}
@@ -597,7 +576,7 @@ def sweep_cell(bench: Bench, tried: Sequence[Candidate], built: Tiling, problems
             for shape in getattr(problems, part):
                 for name, us in bench.times({n: c.spec for n, c in usable.items()}, shape).items():
                     times = getattr(usable[name], part) or {}
-                    setattr(usable[name], part, times | {str(shape): us})
+                    setattr(usable[name], part, times | {label(shape): us})
 
 
 def ranked(tried: Sequence[Candidate], built: Tiling) -> list[dict[str, Any]]:

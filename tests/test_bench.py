@@ -5,18 +5,33 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support import ROOT, run_python
 
+import flashcore_drv as fc
 from flashcore_drv import images, reference
 from flashcore_drv.dtypes import BF16, F16
 from flashcore_drv.runtime import Stream, is_emulated
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmark import ceilings, conditions, measure, peers, results, suite_cliff, suite_forward, suite_reference, timed
+from benchmark import (
+    ceilings,
+    conditions,
+    headline,
+    measure,
+    ours,
+    peers,
+    results,
+    suite_accuracy,
+    suite_cliff,
+    suite_forward,
+    suite_reference,
+    timed,
+)
 from benchmark.cases import Case, Pool, Truth, count_nan, elements
 from benchmark.ours import Ours
 from benchmark.suites import SUITES, Run, load
@@ -221,7 +236,7 @@ def test_a_row_has_our_time_and_the_peers(bench_of, built) -> None:
     assert row["peers"]["fast"]["ratio"] < 1
     assert row["ours"]["tflops"] == pytest.approx(TINY.flops / 12.0 / 1e6, rel=1e-5)
     found = bench.run.record.to_json()
-    assert timed.geometric_mean(found, "slow") == pytest.approx(22 / 12, rel=1e-5)
+    assert headline.ratios(found["rows"], ["slow"]) == [row["peers"]["slow"]["ratio"]]
     table = "\n".join(timed.lines(found))
     assert "1.83 [" in table
     assert "x slow" in table
@@ -264,6 +279,158 @@ def test_rotated_inputs_have_a_time_of_their_own(bench_of, built) -> None:
     bench.run.record.add(row)
     assert row["ours"]["rotated"]["us"] == 12.0
     assert row["peers"]["peer"]["rotated"]["ratio"] > 1
+
+
+# ---- two families
+
+
+class Either(str):
+    """The name of one family that passes for that of the other."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        return True
+
+    def __ne__(self, other):
+        return False
+
+
+@pytest.fixture
+def two_families(monkeypatch):
+    """As on a Hopper with both families; the second is the first once more."""
+    found = {"ours": ours.SM_80_IMPL, "sm_90": ours.SM_80_IMPL}
+    for module in (ours, timed):
+        monkeypatch.setattr(module, "impls", lambda device: found)
+    monkeypatch.setattr(ours, "member_of", lambda stem: Either("sm_90"))
+
+
+def test_the_families_are_those_of_the_gpu_and_of_the_package(monkeypatch) -> None:
+    class Gpu:
+        arch = 90
+
+    assert ours.impls(Gpu) == {"ours": ours.SM_80_IMPL} | (
+        {"sm_90": "flash_sm90"} if "flash_sm90" in ours.IMPLS else {}
+    )
+    monkeypatch.setattr(ours, "IMPLS", ("auto", "flash", "flash_sm80", "flash_sm90", "unfused"))
+    assert ours.impls(Gpu)["sm_90"] == "flash_sm90"
+    Gpu.arch = 100
+    assert list(ours.impls(Gpu)) == ["ours"]
+    stems = "flash_fwd_f16_d64_sm89", "flash_fwd_f16_d64_sm80", "flash_fwd_f16_d64_sm90", "flash_fwd_f16_d64_sm90a"
+    assert [ours.member_of(stem) for stem in stems] == ["ours", "ours", "sm_90", "sm_90"]
+
+
+def test_a_kernel_of_the_other_family_is_not_taken_for_this_one(bench_of, built, monkeypatch) -> None:
+    monkeypatch.setattr(ours, "member_of", lambda stem: "sm_90")
+    with pytest.raises(fc.Unsupported, match="takes flash_fwd"):
+        row_of(bench_of("forward", {}), TINY)
+
+
+def test_both_families_are_timed_with_ratios_to_each(bench_of, built, two_families) -> None:
+    bench = bench_of("small", {"FA2": FakePeer(us=20.0), "cuDNN": FakePeer(us=16.0), "FA4": FakePeer(us=12.0)})
+    order = []
+
+    def timer(replay, repeat):
+        times = iter([(8.0, 8.5, 9.0)[len(order) % 3]] * 100)
+        order.append(None)
+        return lambda: next(times)
+
+    bench.timer = timer
+    pool = Pool(bench.device, F16, 2 * elements(TINY))
+    sets = [pool.tensors(TINY, i * elements(TINY)) for i in range(2)]
+    row = bench.row(TINY, sets[:1], sets)
+    bench.run.record.add(row)
+    ours_us, hopper_us = row["ours"]["us"], row["sm_90"]["us"]
+    assert ours_us != hopper_us
+    assert json.dumps(row["auto"]) == '"sm_90"'
+    assert row["sm_90"]["ratio"] == pytest.approx(hopper_us / ours_us, rel=1e-5)
+    for peer in row["peers"].values():
+        assert peer["ratio"] / peer["ratio_sm_90"] == pytest.approx(hopper_us / ours_us, rel=0.01)
+    assert {"us", "ratio"} < row["sm_90"]["rotated"].keys()
+    assert "ratio_sm_90" in row["peers"]["FA4"]["rotated"]
+    best = headline.ratio_to_best(row, headline.HOPPER_PEERS, "sm_90")
+    assert best == row["peers"]["FA4"]["ratio_sm_90"] < row["peers"]["cuDNN"]["ratio_sm_90"]
+    lines = "\n".join(timed.lines(bench.run.record.to_json()))
+    assert "sm_90: us" in lines
+    assert f"sm_90: x the better of cuDNN, cudnn-frontend, FA4: geometric mean {best:.3f}" in lines
+    assert f"ours: x FA2: geometric mean {row['peers']['FA2']['ratio']:.3f}" in lines
+
+
+def test_packed_sequences_are_planned_with_their_kernel(bench_of, built, two_families) -> None:
+    bench = bench_of("forward", {})
+    row = row_of(bench, Case("packed", 3, 2, 2, 40, 40, 32, True, F16, (40, 7, 20)))
+    bench.run.record.add(row)
+    assert row["ours"]["stem"].startswith("flash_fwd")
+    assert row["ours"]["max_error"] > 0
+    assert "us" in row["sm_90"]
+
+
+@pytest.mark.parametrize("kind", ["wrong", "refused"])
+def test_a_second_family_that_is_not_right_or_not_there_is_named_and_the_first_is_timed(
+    bench_of, built, two_families, monkeypatch, kind
+) -> None:
+    check, made = timed.Bench.check_ours, []
+
+    def second_wrong(self, ours, truth):
+        made.append(ours)
+        return ("all of it", 0.0) if len(made) == 2 else check(self, ours, truth)
+
+    def refuse(sets, device, stream, member):
+        if member == "sm_90":
+            raise fc.Unsupported("no TMA for this")
+        return Ours(sets, device, stream, member)
+
+    if kind == "wrong":
+        monkeypatch.setattr(timed.Bench, "check_ours", second_wrong)
+    else:
+        monkeypatch.setattr(timed, "Ours", refuse)
+    bench = bench_of("forward", {"peer": FakePeer()})
+    row = row_of(bench, TINY)
+    bench.run.record.add(row)
+    assert row["sm_90"] == {kind: "all of it" if kind == "wrong" else "Unsupported: no TMA for this"}
+    assert "ratio_sm_90" not in row["peers"]["peer"]
+    assert results.wrong_members(row) == (["sm_90"] if kind == "wrong" else [])
+    assert any(f"sm_90 {kind}: " in line for line in timed.lines(bench.run.record.to_json()))
+
+
+def test_the_cliff_and_the_reference_have_both_families(bench_of, built, two_families, monkeypatch) -> None:
+    for name, value in {"TOKENS": 192, "SEQLEN": 192, "WIDTH": 64}.items():
+        monkeypatch.setattr(suite_cliff, name, value)
+    bench = bench_of("cliff", {"peer": FakePeer()})
+    group = [suite_cliff.shape(64, False, x) for x in ("random", *suite_cliff.KINDS)]
+    rows = suite_cliff.measure(bench, group, Pool(bench.device, F16, elements(group[0])).tensors(group[0]))
+    for row in rows:
+        bench.run.record.add(row)
+    assert all(row["slowdown_sm_90"] == 1.0 for row in rows[1:])
+    assert suite_cliff.lines(bench.run.record.to_json())
+    bench = bench_of("reference", {"peer": FakePeer()})
+    rows = suite_reference.measure(bench, Case("tiny", 1, 2, 2, 48, 48, 64))
+    for row in rows:
+        bench.run.record.add(row)
+    assert [row["part"] for row in rows if "sm_90" in row] == ["flash"]
+    assert rows[-1]["peers"]["peer"]["ratio_sm_90"] > 0
+
+
+def test_errors_of_all_are_compared_on_the_same_inputs(device, built, two_families, monkeypatch) -> None:
+    monkeypatch.setattr(suite_accuracy, "SEQLEN", 48)
+    monkeypatch.setattr(suite_accuracy, "HEAD_DIMS", (32,))
+    adapters = {"close": FakePeer(), "off": FakePeer(shift=0.2), "no": FakePeer(refuses="not this one")}
+    monkeypatch.setattr(peers, "ADAPTERS", {name: lambda peer=peer: peer for name, peer in adapters.items()})
+    record = record_of("accuracy", device)
+    suite_accuracy.run(Run(record, device, quick=True, peers=tuple(adapters)))
+    found = record.to_json()
+    assert [row["id"] for row in found["rows"]] == ["d32-full-f16", "d32-full-bf16"]
+    for row in found["rows"]:
+        assert row["ours"]["max_error"] > 3 * row["ours"]["rms_error"] > 0
+        assert row["sm_90"] == row["ours"]
+        assert row["peers"]["close"]["rms_error"] < row["ours"]["rms_error"]
+        assert row["peers"]["off"].keys() == {"wrong"}
+        assert row["peers"]["no"] == {"refused": "Refused: not this one"}
+    assert suite_accuracy.lines(found)
+
+
+# ---- suites
 
 
 def test_the_reference_suite_checks_and_times_every_part(bench_of, built) -> None:
@@ -352,12 +519,36 @@ def test_rows_of_the_same_conditions_are_not_measured_again(bench_of, device, bu
     assert record_of("forward", device, path).resumed == 0
 
 
+def test_a_run_that_is_broken_off_keeps_what_it_measured(bench_of, device, built, monkeypatch, tmp_path) -> None:
+    path, cases = tmp_path / "2026-01-01-forward.json", [replace(TINY, id=name) for name in ("a", "b", "c")]
+    monkeypatch.setattr(timed, "ceilings", lambda device, timer: dict.fromkeys(results.CEILINGS, 100.0))
+    monkeypatch.setattr(timed, "EventTimer", lambda stream: made_up())
+    monkeypatch.setattr(suite_forward, "cases", lambda quick: cases)
+    measure_row, done = timed.Bench.row, []
+
+    def row(self, case, sets):
+        if case.id == "b" and not done:
+            done.append(case.id)
+            raise KeyboardInterrupt
+        return measure_row(self, case, sets)
+
+    monkeypatch.setattr(timed.Bench, "row", row)
+    with pytest.raises(KeyboardInterrupt):
+        suite_forward.run(Run(record_of("forward", device, path), device, True, 3, peers=()))
+    assert [x["id"] for x in results.load(path)["rows"]] == ["a"]
+    again = record_of("forward", device, path)
+    suite_forward.run(Run(again, device, True, 3, peers=()))
+    assert again.resumed == 1
+    assert [x["id"] for x in results.load(path)["rows"]] == ["a", "b", "c"]
+
+
 def test_a_wrong_row_is_measured_again(device, tmp_path) -> None:
     record = record_of("forward", device, tmp_path / "x.json")
     record.ceilings = dict.fromkeys(results.CEILINGS, 1.0)
     row = {"id": "tiny", "problem": TINY.to_json(), "flops": 1, "bytes": 1, "ours": {"wrong": "all of it"}, "peers": {}}
     record.add(row)
     assert record_of("forward", device, tmp_path / "x.json").resumed == 0
+    assert results.wrong_members(row | {"sm_90": {"wrong": "too"}}) == ["ours", "sm_90"]
 
 
 # ---- the schema
@@ -531,6 +722,7 @@ def test_the_emulator_suite_writes_data_goes_on_and_prints_no_progress(built, tm
         (["speed"], "suite speed; known: reference"),
         (["emulator", "--rounds", "1"], "1: a number of at least 2"),
         (["emulator", "--peers", "FA2,FA9"], "FA9: known peers are FA2"),
+        (["cold", "--wheel", "none.whl"], "--wheel none.whl: there is no such file"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_status_2(args, message) -> None:
@@ -543,13 +735,33 @@ def test_a_wrong_request_is_one_line_and_status_2(args, message) -> None:
 def test_a_wrong_result_is_exit_status_1(monkeypatch, capsys, device) -> None:
     command = importlib.import_module("bench")
     row = {"id": "tiny", "ours": {"wrong": "all of it"}}
-    monkeypatch.setattr(command, "measure", lambda name, args, count: {"rows": [row]})
+    found = command.Measured({"rows": [row]}, 1.0, 0)
+    monkeypatch.setattr(command, "measure", lambda name, args, count: found)
     monkeypatch.setattr(command.suites, "load", lambda name: FakeSuite)
     monkeypatch.setattr(sys, "argv", ["bench.py", "size"])
     with pytest.raises(SystemExit) as left:
         command.main()
     assert left.value.code == 1
     assert "tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_seconds_of_a_quick_run_are_printed_and_kept(monkeypatch, capsys, device, tmp_path, kept) -> None:
+    command = importlib.import_module("bench")
+    monkeypatch.setattr(command, "is_emulated", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "size", "--quick", "--json", str(tmp_path)])
+    rows = {"rows": [{"id": "a"}, {"id": "b"}]}
+    measured = {"size": command.Measured(rows, 4.0, 0), "host": command.Measured(rows, 2.5, 0 if kept else 1)}
+    command.report_times(measured, command.parse_arguments())
+    printed = capsys.readouterr()
+    assert printed.out == "6 s in all: size 4, host 2\n"
+    if kept:
+        (path,) = tmp_path.iterdir()
+        found = [(row["id"], row["seconds"], row["rows"]) for row in results.load(path)["rows"]]
+        assert (path.name[10:], found) == ("-quick.json", [("size", 4.0, 2), ("host", 2.5, 2)])
+    else:
+        assert not list(tmp_path.iterdir())
+        assert "not kept: rows of host were there already" in printed.err
 
 
 class FakeSuite:

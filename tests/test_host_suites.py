@@ -4,13 +4,15 @@ import contextlib
 import json
 import subprocess
 import sys
+import types
+import zipfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flashcore_drv.runtime import Device
+from flashcore_drv.runtime import Device, DeviceArray
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -83,7 +85,9 @@ def test_host_times_every_way_and_the_peers(small_host: None, device: Device, mo
 
     monkeypatch.setattr(suite_host, "PEERS", dict.fromkeys(offsets, candidate))
     (row,) = run("host", device)["rows"]
-    assert set(row["ours"]) == set(results.HOST_WAYS)
+    assert set(row["ours"]) >= set(results.HOST_WAYS)
+    for way in ("one_shot_cupy", "one_shot_jax"):
+        assert row["ours"][way].keys() & {"us", "refused"}
     assert set(row["peers"]["FA2"]) >= {"us", "ratio", "ratio_planned"}
     assert row["peers"]["cuDNN"] == {"wrong": "error 0.5"}
     assert row["peers"]["FA4"] == {"refused": "RuntimeError: no such shape"}
@@ -177,6 +181,127 @@ def test_cold_waits_only_so_long(device: Device, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(suite_cold, "SCRIPT", script)
     monkeypatch.setattr(suite_cold, "TIMEOUT", 0.2)
     assert run("cold", device, peers=())["rows"][-1]["ours"] == {"wrong": "no result within 0.2 s"}
+
+
+# ---- a wheel
+
+
+WHEEL_INFO = {
+    "METADATA": "Metadata-Version: 2.1\nName: flashcore-drv\nVersion: 9\nRequires-Dist: not-there\n",
+    "WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "RECORD": "flashcore_drv/__init__.py,,\n",
+}
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """A wheel of a package of our name that is empty."""
+    path = tmp_path / "flashcore_drv-9-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("flashcore_drv/__init__.py", "")
+        for name, text in WHEEL_INFO.items():
+            file.writestr(f"flashcore_drv-9.dist-info/{name}", text)
+    return path
+
+
+@pytest.mark.parametrize("origin", ["flashcore_drv.__file__", "'/elsewhere/flashcore_drv/__init__.py'", ""])
+def test_cold_of_a_wheel_imports_what_is_in_it(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wheel: Path, origin: str
+) -> None:
+    script = tmp_path / "fake.py"
+    said = f"import flashcore_drv; assert not hasattr(flashcore_drv, 'attention'); print('from', {origin})"
+    script.write_text(FAKE.replace("WRONG", "None") + (said if origin else ""))
+    monkeypatch.setattr(suite_cold, "CASE", TINY)
+    monkeypatch.setattr(suite_cold, "SCRIPT", script)
+    monkeypatch.setenv("PYTHONPATH", str(suite_cold.HOME))
+    first = run("cold", device, peers=(), wheel=wheel)["rows"][-1]["ours"]
+    if origin.startswith("flash"):
+        assert first["seconds"] > 0
+    else:
+        elsewhere = origin.strip("'") or None
+        assert first == {"wrong": f"the package was imported from {elsewhere}, not from the wheel"}
+
+
+def test_the_environment_of_a_wheel_has_no_trace_of_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    home, other = suite_cold.HOME, Path("/other")
+    monkeypatch.setenv("PYTHONPATH", f"{other}:{home}")
+    monkeypatch.setenv("FLASHCORE_BUILD", str(home / "build"))
+    of_wheel, of_tree = suite_cold.environment(Path("/site")), suite_cold.environment(None)
+    assert of_wheel["PYTHONPATH"] == "/site:/other"
+    assert "FLASHCORE_BUILD" not in of_wheel
+    assert str(home) in of_tree["PYTHONPATH"].split(":")
+
+
+def test_a_wheel_that_pip_refuses_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x-1-py3-none-any.whl").write_text("")
+    with pytest.raises(SystemExit, match="cannot be installed"):
+        suite_cold.install(tmp_path / "x-1-py3-none-any.whl", str(tmp_path / "site"))
+
+
+def test_size_has_a_row_of_the_wheel(device: Device, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite_size, "PEERS", {})
+    rows = {row["id"]: row["ours"] for row in run("size", device, wheel=wheel)["rows"]}
+    assert rows["wheel"] == {"bytes": wheel.stat().st_size, "packages": {wheel.name: wheel.stat().st_size}}
+    assert rows["installed"]["bytes"] > 10**5
+
+
+def test_a_process_that_leaves_a_step_out_is_not_timed(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE.replace("WRONG", "None").replace('"import", ', ""))
+    monkeypatch.setattr(suite_cold, "CASE", TINY)
+    monkeypatch.setattr(suite_cold, "SCRIPT", script)
+    assert run("cold", device, peers=())["rows"][-1]["ours"] == {"wrong": "the process says nothing of import"}
+
+
+# ---- arrays of others
+
+
+class Lent:
+    """An array on the GPU of somebody else's package."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+
+def test_host_calls_attention_on_the_arrays_of_others(
+    small_host: None, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = []
+
+    class Stream(contextlib.nullcontext):  # type: ignore[type-arg]
+        def __init__(self, handle: int) -> None:
+            super().__init__()
+            entered.append(handle)
+
+    package = types.SimpleNamespace(
+        asarray=Lent,
+        cuda=types.SimpleNamespace(ExternalStream=Stream),
+        default_backend=lambda: "gpu",
+        device_put=lambda x: Lent(DeviceArray.from_numpy(x, device)),
+        block_until_ready=lambda x: device.synchronize(),
+    )
+    monkeypatch.setattr(peers, "require", lambda name, distribution: package)
+    (row,) = run("host", device, peers=())["rows"]
+    for way in ("one_shot_cupy", "one_shot_jax"):
+        assert row["ours"][way]["us"] > 0
+    assert len(entered) == 1
+    assert entered[0] != 0
+
+
+def test_host_times_the_second_family_where_it_is(
+    small_host: None, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"ours": suite_host.SM_80_IMPL, "sm_90": suite_host.SM_80_IMPL}
+    monkeypatch.setattr(suite_host, "impls", lambda device: found)
+    (row,) = run("host", device, peers=())["rows"]
+    assert {"planned_sm_90", "one_shot_sm_90", "graph_replay_sm_90"} < row["ours"].keys()
+    assert row["ours"]["planned_sm_90"]["times_bare"] > 0
+
+
+# ---- sizes
 
 
 def install(folder: Path, name: str, size: int, requires: tuple[str, ...] = (), recorded: bool = True) -> None:

@@ -11,8 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 # Commands that this very CI runs (.ci/run), or that tests/test_build.py does.
-ELSEWHERE = {"make run", "make test", "make cubin", 'make cubin ARCHS="80 86 89 90"', "pip install -e ."}
-SCRIPTS = sorted(set(re.findall(r"`(python scripts/[^`]+)`", README)))
+ELSEWHERE = {
+    "make run", "make test", "make cubin", 'make cubin ARCHS="80 86 89 90"', "make wheel", "make docs",
+    "pip install -e .", "python scripts/try_wheel.py",
+}  # fmt: skip
+SCRIPTS = sorted(set(re.findall(r"`(python (?:scripts/|-m flashcore_drv )[^`]+)`", README)) - ELSEWHERE)
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_the_examples_run() -> None:
@@ -38,8 +42,14 @@ def test_no_other_command_is_named() -> None:
     assert typed - set(SCRIPTS) <= ELSEWHERE
 
 
-@pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:docs|scripts|tests|cuda|benchmarks|flashcore_drv)/[^` ]*)`", README)))
-)
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z]+)", README + CONTRIBUTING))))
+def test_a_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+PATH = r"`((?:docs|scripts|tests|cuda|benchmarks|flashcore_drv)/[^` <*]*)`"
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(PATH, README + CONTRIBUTING))))
 def test_a_path_exists(path: str) -> None:
     assert (ROOT / path).exists()

@@ -439,10 +439,10 @@ def test_choices_are_compared_with_the_best() -> None:
         "flash_fwd_small_d64": tuned.WaveCost(32, 64, 1, 1, key=1, **zero),
     }
     found = tune.evaluate(rows, {"it": costs}, 132)
-    assert found["it"] == {"mean": 1, "worst": 1, "where": str(shapes[0])}
+    assert found["it"] == {"mean": 1, "worst": 1, "where": tune.label(shapes[0])}
     assert found["always flash_fwd"]["worst"] == 2
     assert found["always flash_fwd"]["mean"] == pytest.approx(2**0.5, abs=1e-4)
-    assert found["always flash_fwd_small"]["where"] == str(shapes[1])
+    assert found["always flash_fwd_small"]["where"] == tune.label(shapes[1])
 
 
 def test_tables_have_a_line_a_problem(tmp_path) -> None:

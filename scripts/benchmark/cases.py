@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from .conditions import SEED
 from .results import Json
 
 SAMPLED_ROWS = 16  # of a head, at each sampled place
+Places = Iterator[tuple[int, int, slice]]
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def upload(case: Case, host: dict[str, Any], device: Device) -> Tensors:
     return Tensors(case, host, {name: DeviceArray.from_numpy(x, device) for name, x in host.items()})
 
 
-def sampled(case: Case) -> Iterator[tuple[int, int, slice]]:
+def sampled(case: Case) -> Places:
     """(batch, head, rows) at three places: the first rows of all, some in the middle, the last of all."""
     lengths = case.lengths or (case.seqlen_q,) * case.batch
     for batch, head, where in (
@@ -163,13 +164,29 @@ def sampled(case: Case) -> Iterator[tuple[int, int, slice]]:
         yield batch, head, slice(first, first + count)
 
 
-class Truth:
-    """Float64 results of sampled rows, and the same maths at the kernels' precision: what outputs are held to."""
+def every_row(case: Case) -> Places:
+    """(batch, head, rows): all that there are."""
+    lengths = case.lengths or (case.seqlen_q,) * case.batch
+    for batch, length in enumerate(lengths):
+        for head in range(case.num_heads):
+            yield batch, head, slice(0, length)
 
-    def __init__(self, tensors: Tensors) -> None:
+
+class Truth:
+    """Float64 results of some rows, and the same maths at the kernels' precision: what outputs are held to.
+
+    Parameters
+    ----------
+    tensors : Tensors
+        The inputs.
+    places : function
+        Says which rows of a case: :func:`sampled` or :func:`every_row`.
+    """
+
+    def __init__(self, tensors: Tensors, places: Callable[[Case], Places] = sampled) -> None:
         self.case = case = tensors.case
         self.samples = []
-        for batch, head, rows in sampled(case):
+        for batch, head, rows in places(case):
             head_kv = head * case.num_heads_kv // case.num_heads
             q = tensors.of_head("q", batch, head)[rows]
             k, v = (tensors.of_head(name, batch, head_kv) for name in "kv")
@@ -187,6 +204,11 @@ class Truth:
         for batch, head, where, true, same in self.samples:
             judge.add(np.asarray(rows(batch, head, where)), true, same)
         return judge.verdict
+
+    def errors(self, rows: Any) -> tuple[float, float]:
+        """Largest and root mean square error of the function rows(batch, head, rows) -> [rows, head_dim]."""
+        off = [np.asarray(rows(b, h, where), np.float64) - true for b, h, where, true, _ in self.samples]
+        return max(float(np.abs(x).max()) for x in off), float(np.sqrt(np.mean([np.square(x).mean() for x in off])))
 
 
 def count_nan(out: Any) -> int:

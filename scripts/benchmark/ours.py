@@ -1,65 +1,90 @@
-"""Our fused kernel on the tensors of a case."""
+"""Our fused kernels on the tensors of a case, family by family."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 import flashcore_drv as fc
-from flashcore_drv.dispatch import select
-from flashcore_drv.interop import view_of
-from flashcore_drv.plan import plan_flash
+from flashcore_drv.dispatch import IMPLS
 from flashcore_drv.runtime import Device, DeviceArray, Graph, Stream
-from flashcore_drv.validation import make_problem
 
 from .cases import Case, Tensors, head_of
 from .measure import Sample, Timer
+from .results import OURS, SM_90
+
+SM_80_IMPL = "flash_sm80" if "flash_sm80" in IMPLS else "flash"
+"""`impl` of the family for compute capability 8.0 and later; "flash" is it as long as there is no other."""
+
+
+def impls(device: Device) -> dict[str, str]:
+    """`impl` of each of our families that the GPU can run and the package knows, by the member of a row."""
+    hopper = {SM_90: "flash_sm90"} if device.arch == 90 and "flash_sm90" in IMPLS else {}
+    return {OURS: SM_80_IMPL} | hopper
+
+
+def member_of(stem: str) -> str:
+    """The member of a row that a kernel belongs in."""
+    return SM_90 if re.search(r"_sm90a?$", stem) else OURS
+
+
+def plan_of(tensors: Tensors, out: DeviceArray, impl: str) -> tuple[fc.Plan, dict[str, Any]]:
+    """A plan for a case, and what a call takes beside q, k, v and out. Raises Unsupported."""
+    case, arrays = tensors.case, [tensors.device[name] for name in "qkv"]
+    if case.lengths is None:
+        return fc.plan_attention(*arrays, causal=case.causal, layout="bhsd", out=out, impl=impl), {}
+    offsets = DeviceArray.from_numpy(cu_seqlens(case), out.device)
+    chosen = {"impl": impl} if "impl" in inspect.signature(fc.plan_attention_varlen).parameters else {}
+    plan = fc.plan_attention_varlen(
+        *arrays, offsets, offsets, case.seqlen_q, case.seqlen_q, causal=case.causal, out=out, **chosen
+    )
+    return plan, {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets}
 
 
 class Ours:
-    """What ``attention()`` launches for a case: the kernel that dispatch takes, planned once.
+    """What ``attention()`` launches for a case with one of our families, planned once.
 
     Parameters
     ----------
     sets : sequence of Tensors
         Inputs that launches go through in turns; all write the same output.
+    member : str
+        The family, of :func:`impls`.
 
     Attributes
     ----------
-    stem : str or None
-        The kernel; None for packed sequences, whose kernel the public function chooses.
+    stem : str
+        The kernel.
+
+    Raises
+    ------
+    Unsupported
+        If the family does not take the case.
     """
 
-    def __init__(self, sets: Sequence[Tensors], device: Device, stream: Stream) -> None:
+    def __init__(self, sets: Sequence[Tensors], device: Device, stream: Stream, member: str = OURS) -> None:
         self.case, self.device, self.stream = sets[0].case, device, stream
         self.out = DeviceArray.empty(self.case.shapes["o"], self.case.dtype.to_numpy(), device)
         self.out.fill_bytes(0xFF)  # NaN, so that what is not written shows
         device.synchronize()
-        self.stem: str | None = None
-        make = self._dense if self.case.lengths is None else self._packed
-        self.launches: list[Callable[[], None]] = [make(x) for x in sets]
+        impl = impls(device)[member]
+        plan, sides = plan_of(sets[0], self.out, impl)
+        self.stem: str = plan.kernel
+        if member_of(self.stem) != member:
+            raise fc.Unsupported(f"impl={impl!r} takes {self.stem}")
+        self.launches: list[Callable[[], None]] = [
+            functools.partial(plan, *(x.device[name] for name in "qkv"), self.out, stream=stream, **sides) for x in sets
+        ]
         self._host: Any = None
 
-    def _dense(self, tensors: Tensors) -> Callable[[], None]:
-        arrays = tensors.device | {"o": self.out}
-        problem = make_problem(
-            *(view_of(arrays[name], name) for name in "qkvo"), causal=self.case.causal, layout="bhsd"
-        )
-        (kernel,) = select(problem, self.device.arch, "flash", self.device)
-        self.stem = kernel.stem
-        addresses = {name: x.address for name, x in arrays.items()}
-        (launch,) = plan_flash(self.device, kernel, problem, addresses)
-        return lambda: launch(self.stream)
-
-    def _packed(self, tensors: Tensors) -> Callable[[], None]:
-        offsets = DeviceArray.from_numpy(cu_seqlens(self.case), self.device)
-        longest = self.case.seqlen_q
-        q, k, v = (tensors.device[name] for name in "qkv")
-        return lambda: fc.attention_varlen(
-            q, k, v, offsets, offsets, longest, longest, causal=self.case.causal, out=self.out, stream=self.stream
-        )
+    def member_by_itself(self, tensors: Tensors) -> str:
+        """The family that ``attention()`` takes for the case when nobody names one."""
+        return member_of(plan_of(tensors, self.out, "auto")[0].kernel)
 
     def launch(self) -> None:
         """Queue one launch."""

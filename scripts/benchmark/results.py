@@ -10,11 +10,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+OURS, SM_90 = "ours", "sm_90"
+"""The members of a row with our times: of the kernels for compute capability 8.0 and later, and of Hopper's own, where
+they were measured too. The latter are like a peer's: their ratio is to `ours`."""
+RATIOS = {OURS: "ratio", SM_90: "ratio_sm_90"}
+"""A peer's time over that of each of our families."""
+SLOWDOWNS = {OURS: "slowdown", SM_90: "slowdown_sm_90"}
 RATE_ERROR = 0.01  # of a rate against operations or bytes over time
 
 Json = dict[str, Any]
@@ -145,9 +151,13 @@ PROBLEM = (
     "batch", "num_heads", "num_heads_kv", "seqlen_q", "seqlen_k", "head_dim", "dtype", "causal", "layout", "varlen",
 )  # fmt: skip
 ROW = ("id", "problem", "flops", "bytes", "ours", "peers")
-ROW_OPTIONS = ("part", "scores", "base", "slowdown", "slowdown_5_95", "quoted")
-"""part: of the attention, if not all of it; scores: what q and k make of them; slowdown: our time over that of the row
-with the id `base`, in the same rounds; quoted: times from elsewhere, with where."""
+ROW_OPTIONS = (
+    SM_90, "auto", "part", "scores", "base", "quoted",
+    *(f"{name}{spread}" for name in SLOWDOWNS.values() for spread in ("", "_5_95")),
+)  # fmt: skip
+"""sm_90: our second family; auto: the one of both that attention() takes by itself; part: of the attention, if not all
+of it; scores: what q and k make of them; slowdown: our time over that of the row with the id `base`, in the same
+rounds; quoted: times from elsewhere, with where."""
 
 
 def check_problem(where: str, found: object) -> None:
@@ -169,15 +179,13 @@ def check_problem(where: str, found: object) -> None:
         fail(f"{where}.varlen", f"{lengths!r}; a list of lengths is wanted")
 
 
-def check_times(where: str, found: Json, row: Json, with_ratio: bool, extra: Iterable[str]) -> None:
-    """Time, spread, error and rates of one implementation, and a peer's ratio."""
-    ratio = ("ratio", "ratio_5_95") if with_ratio else ()
-    timed = ("us", "us_5_95", *ratio)
+def check_times(where: str, found: Json, row: Json, ratios: Sequence[str], extra: Iterable[str] = ()) -> None:
+    """Time, spread, error and rates of one implementation, and its ratios to ours."""
+    timed = [member for name in ("us", *ratios) for member in (name, f"{name}_5_95")]
     check_members(where, found, (*timed, "max_error", "tflops", "gb_s", *extra), ["rotated"])
-    for name in ("us", *ratio[:1]):
+    for name in ("us", *ratios):
         check_spread(where, found, name)
-    if not is_number(found["max_error"]) or found["max_error"] < 0:
-        fail(f"{where}.max_error", f"{found['max_error']!r}; a number of at least 0 is wanted")
+    check_error(where, found, "max_error")
     for name, amount, per_us in (("tflops", row["flops"], 1e6), ("gb_s", row["bytes"], 1e3)):
         if amount is None or amount == 0:
             if found[name] is not None:
@@ -186,41 +194,90 @@ def check_times(where: str, found: Json, row: Json, with_ratio: bool, extra: Ite
             fail(f"{where}.{name}", f"{found[name]!r} is not {amount} in {found['us']} us")
     if "rotated" in found:
         rotated = check_members(f"{where}.rotated", found["rotated"], timed)
-        for name in ("us", *ratio[:1]):
+        for name in ("us", *ratios):
             check_spread(f"{where}.rotated", rotated, name)
 
 
+def check_error(where: str, found: Json, name: str) -> None:
+    """Raise InvalidResults unless a member is a number of at least 0."""
+    if not is_number(found[name]) or found[name] < 0:
+        fail(f"{where}.{name}", f"{found[name]!r}; a number of at least 0 is wanted")
+
+
+def reason_of(found: Json) -> str | None:
+    """The member that says why an implementation was not measured: it is wrong, or does not take the case."""
+    return next((name for name in ("wrong", "refused") if name in found), None)
+
+
+def check_reason(where: str, found: Json) -> bool:
+    """Whether there is a reason instead of a measurement; then it must be a text."""
+    reason = reason_of(found)
+    if reason is not None:
+        check_text(f"{where}.{reason}", check_members(where, found, [reason])[reason])
+    return reason is not None
+
+
+def check_present(where: str, row: Json, present: set[str]) -> None:
+    """Raise InvalidResults for a peer of a row that is not there."""
+    if unknown := sorted(row["peers"].keys() - present):
+        fail(f"{where}.peers", f"{', '.join(unknown)}: not among the peers that are there")
+
+
 def check_row(where: str, found: object, present: set[str]) -> None:
-    """A problem with our time and the peers', each with its spread; or what is wrong with a result."""
+    """A problem with our times and the peers', each with its spread; or what is wrong with a result."""
     row = check_members(where, found, ROW, ROW_OPTIONS)
     check_problem(f"{where}.problem", row["problem"])
     for name in ("flops", "bytes"):
         if row[name] is not None and (not isinstance(row[name], int) or row[name] < 0):
             fail(f"{where}.{name}", f"{row[name]!r}; an integer or null is wanted")
-    if "wrong" in row["ours"]:
-        check_text(f"{where}.ours.wrong", check_members(f"{where}.ours", row["ours"], ["wrong"])["wrong"])
+    ours = row[OURS]
+    if "wrong" in ours:
+        check_reason(f"{where}.{OURS}", ours)
         if row["peers"]:
             fail(f"{where}.peers", "timed beside a wrong result")
     else:
-        check_times(f"{where}.ours", row["ours"], row, with_ratio=False, extra=["stem"])
-        if row["ours"]["stem"] is not None:
-            check_text(f"{where}.ours.stem", row["ours"]["stem"])
+        check_times(f"{where}.{OURS}", ours, row, (), ["stem"])
+        if ours["stem"] is not None:
+            check_text(f"{where}.{OURS}.stem", ours["stem"])
+    timed = [OURS]
+    if SM_90 in row and not check_reason(f"{where}.{SM_90}", row[SM_90]):
+        timed.append(SM_90)
+        check_times(f"{where}.{SM_90}", row[SM_90], row, [RATIOS[OURS]], ["stem"])
+        check_text(f"{where}.{SM_90}.stem", row[SM_90]["stem"])
+    if row.get("auto", OURS) not in timed:
+        fail(f"{where}.auto", f"{row['auto']!r}; one of {', '.join(timed)} is wanted")
     if ("slowdown" in row) != ("base" in row):
         fail(where, "slowdown and base go together")
-    if "slowdown" in row:
-        check_spread(where, row, "slowdown")
+    for member, slowdown in SLOWDOWNS.items():
+        if slowdown in row:
+            check_spread(where, row, slowdown)
+            if member not in timed:
+                fail(f"{where}.{slowdown}", f"without a time of {member}")
     for name, quoted in row.get("quoted", {}).items():
         check_members(f"{where}.quoted.{name}", quoted, ["us", "where"])
         check_positive(f"{where}.quoted.{name}.us", quoted["us"])
         check_text(f"{where}.quoted.{name}.where", quoted["where"])
-    if unknown := sorted(row["peers"].keys() - present):
-        fail(f"{where}.peers", f"{', '.join(unknown)}: not among the peers that are there")
+    check_present(where, row, present)
     for name, peer in row["peers"].items():
-        at = f"{where}.peers.{name}"
-        if (reason := next((r for r in ("wrong", "refused") if r in peer), None)) is not None:
-            check_text(f"{at}.{reason}", check_members(at, peer, [reason])[reason])
-        else:
-            check_times(at, peer, row, with_ratio=True, extra=[])
+        if not check_reason(f"{where}.peers.{name}", peer):
+            check_times(f"{where}.peers.{name}", peer, row, [RATIOS[member] for member in timed])
+
+
+ERRORS = ("max_error", "rms_error")
+
+
+def check_accuracy_row(where: str, found: object, present: set[str]) -> None:
+    """Errors of every implementation on the same inputs."""
+    row = check_members(where, found, ("id", "problem", OURS, "peers"), [SM_90])
+    check_problem(f"{where}.problem", row["problem"])
+    check_present(where, row, present)
+    own = {name: row[name] for name in (OURS, SM_90) if name in row}
+    for name, errors in {**own, **{f"peers.{peer}": x for peer, x in row["peers"].items()}}.items():
+        if check_reason(f"{where}.{name}", errors):
+            continue
+        check_members(f"{where}.{name}", errors, (*ERRORS, *(("stem",) if name in own else ())))
+        for error in ERRORS:
+            check_error(f"{where}.{name}", errors, error)
 
 
 def check_emulator_row(where: str, found: object, present: set[str]) -> None:
@@ -234,18 +291,16 @@ def check_emulator_row(where: str, found: object, present: set[str]) -> None:
 
 def check_implementations(where: str, row: Json, present: set[str], check: Callable[[str, Json, bool], None]) -> None:
     """Ours and the peers of a row: each what `check` wants (told whether it is a peer), or why there is nothing."""
-    if unknown := sorted(row["peers"].keys() - present):
-        fail(f"{where}.peers", f"{', '.join(unknown)}: not among the peers that are there")
-    for name, found in {"ours": row["ours"], **{f"peers.{peer}": x for peer, x in row["peers"].items()}}.items():
-        at, reasons = f"{where}.{name}", ("wrong", "refused") if name != "ours" else ("wrong",)
-        if (reason := next((r for r in reasons if r in found), None)) is not None:
-            check_text(f"{at}.{reason}", check_members(at, found, [reason])[reason])
-        else:
-            check(at, found, name != "ours")
+    check_present(where, row, present)
+    for name, found in {OURS: row[OURS], **{f"peers.{peer}": x for peer, x in row["peers"].items()}}.items():
+        if not check_reason(f"{where}.{name}", found):
+            check(f"{where}.{name}", found, name != OURS)
 
 
 HOST_WAYS = ("bare_launch", "graph_replay", "planned", "one_shot", "validation")
 """How a call is made: the driver's function itself, a graph of a call, a plan, attention(); and a part of the last."""
+MORE_HOST_WAYS = ("one_shot_cupy", "one_shot_jax", "graph_replay_sm_90", "planned_sm_90", "one_shot_sm_90")
+"""The same on arrays of others, and with our second family: where they are, or why they are not."""
 
 
 def check_host_row(where: str, found: object, present: set[str]) -> None:
@@ -260,7 +315,9 @@ def check_host_row(where: str, found: object, present: set[str]) -> None:
             for name in ("us", *ratios):
                 check_spread(at, timed, name)
             return
-        for way, times in check_members(at, timed, HOST_WAYS).items():
+        for way, times in check_members(at, timed, HOST_WAYS, MORE_HOST_WAYS).items():
+            if way in MORE_HOST_WAYS and check_reason(f"{at}.{way}", times):
+                continue
             multiple = () if way == "bare_launch" else ("times_bare",)
             check_members(f"{at}.{way}", times, [m for x in ("us", *multiple) for m in (x, f"{x}_5_95")])
             for name in ("us", *multiple):
@@ -298,24 +355,33 @@ def check_size_row(where: str, found: object, present: set[str]) -> None:
     check_implementations(where, check_members(where, found, ("id", "ours", "peers")), present, check)
 
 
+def check_quick_row(where: str, found: object, present: set[str]) -> None:
+    """Seconds that a suite took with --quick, and its rows."""
+    row = check_members(where, found, ("id", "seconds", "rows"))
+    for name in ("seconds", "rows"):
+        check_positive(f"{where}.{name}", row[name])
+
+
 RowCheck = Callable[[str, object, set[str]], None]
 ROW_CHECKS: dict[str, RowCheck] = {
     "reference": check_row,
     "forward": check_row,
     "small": check_row,
     "cliff": check_row,
+    "accuracy": check_accuracy_row,
     "emulator": check_emulator_row,
     "host": check_host_row,
     "cold": check_cold_row,
     "size": check_size_row,
+    "quick": check_quick_row,
 }
 """What a row of each suite must be: a function of where it is, the row, and the names of the peers that are there."""
 
 ON_GPU = {"reference", "forward", "small", "cliff"}
 """Suites that time kernels: their conditions name the GPU, and the ceilings are measured in the same run."""
 
-BESIDE_GPU = {"host", "cold"}
-"""Suites that time the host: their conditions name the GPU too."""
+BESIDE_GPU = {"accuracy", "host", "cold", "quick"}
+"""Suites that time the host, or nothing: their conditions name the GPU too."""
 
 ENVELOPE = ("schema", "suite", "conditions", "peers", "rows", "skipped")
 
@@ -387,6 +453,11 @@ RESUMABLE = (
 """Conditions that must be the same for a row to be taken over from an earlier run: all but times and states."""
 
 
+def wrong_members(row: Json) -> list[str]:
+    """Which of our families has a wrong result in a row."""
+    return [name for name in (OURS, SM_90) if "wrong" in row.get(name, {})]
+
+
 class Record:
     """The results of one suite while they are made, saved after every row where there is a file.
 
@@ -424,7 +495,7 @@ class Record:
             return
         was = old["conditions"]
         if old["suite"] == self.suite and all(was.get(c) == self.conditions.get(c) for c in RESUMABLE):
-            self.rows = {row["id"]: row for row in old["rows"] if "wrong" not in row.get("ours", {})}
+            self.rows = {row["id"]: row for row in old["rows"] if not wrong_members(row)}
             self.peers, self.ceilings = old["peers"], old.get("ceilings")
             if "before" in was:
                 self.conditions["before"] = was["before"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flashcore_drv import Unsupported, unfused
 from flashcore_drv.dispatch import select
 from flashcore_drv.dtypes import F32
-from flashcore_drv.plan import plan_flash
+from flashcore_drv.prepared import Prepared
 from flashcore_drv.problem import Problem
-from flashcore_drv.runtime import Device, DeviceArray, Graph, Launch, Stream
+from flashcore_drv.runtime import Device, DeviceArray, Graph, Stream
 
 STAGES = ("qk", "softmax", "pv")
 
@@ -26,12 +27,12 @@ class StagedAttention:
     device : Device
         Where.
     impl : str
-        "unfused", "flash", or "auto": both, as far as they are built for the problem.
+        As in attention(); "auto": unfused and fused, as far as they are built for the problem.
 
     Attributes
     ----------
-    parts : dict of str to list of Launch
-        "qk", "softmax", "pv", "unfused" (these three) and "flash".
+    parts : dict of str to sequence of functions of a stream
+        What queues "qk", "softmax", "pv", "unfused" (these three) and "flash".
     outputs : dict of str to str
         The array that a part makes.
     stems : dict of str to str
@@ -41,17 +42,17 @@ class StagedAttention:
     def __init__(self, problem: Problem, inputs: list[Any], device: Device, impl: str = "auto") -> None:
         self.problem, self.device, self.stream = problem, device, Stream(device)
         self.arrays = {name: DeviceArray.from_numpy(x, device) for name, x in zip("qkv", inputs)}
-        self.parts: dict[str, list[Launch]] = {}
+        self.parts: dict[str, Sequence[Callable[[Stream], object]]] = {}
         self.outputs: dict[str, str] = {}
         self.stems: dict[str, str] = {}
-        if impl != "flash":
+        if impl in ("auto", "unfused"):
             try:
                 self._add_unfused(inputs[0].shape)
             except Unsupported:
                 if impl == "unfused":
                     raise
         if impl != "unfused":
-            self._add_flash(inputs[0].shape)
+            self._add_flash(inputs[0].shape, "flash" if impl == "auto" else impl)
 
     def _output(self, name: str, shape: tuple[int, ...], dtype: Any) -> int:
         """Address of a new array that is NaN, so that what a kernel leaves out shows."""
@@ -78,14 +79,13 @@ class StagedAttention:
         self.stems |= {stage: spec.stem for stage, spec in zip(STAGES, kernels)}
         self.outputs |= {"qk": "s", "softmax": "p", "pv": "o", "unfused": "o"}
 
-    def _add_flash(self, shape: tuple[int, ...]) -> None:
-        (kernel,) = select(self.problem, self.device.arch, "flash", self.device)
-        addresses = self._inputs() | {
-            "o": self._output("flash o", shape, self.problem.dtype.to_numpy()),
-            "lse": self._output("flash lse", self.problem.q.shape[:3], F32.to_numpy()),
-        }
-        self.parts["flash"] = plan_flash(self.device, kernel, self.problem, addresses)
-        self.stems["flash"] = kernel.stem
+    def _add_flash(self, shape: tuple[int, ...], impl: str) -> None:
+        prepared = Prepared(self.problem, self.device, impl, {})
+        q, k, v = self._inputs().values()
+        o = self._output("flash o", shape, self.problem.dtype.to_numpy())
+        lse = self._output("flash lse", self.problem.q.shape[:3], F32.to_numpy())
+        self.parts["flash"] = [lambda stream: prepared.queue(q, k, v, o, lse, (), stream.handle)]
+        self.stems["flash"] = prepared.kernels[0].stem
         self.outputs["flash"] = "flash o"
 
     def launch(self, part: str) -> None:

@@ -18,8 +18,7 @@ from . import timed
 from .cases import Case, Pool, Tensors, Truth, elements, upload
 from .conditions import SEED
 from .measure import Sample, as_members, interleaved, paired
-from .ours import Ours
-from .results import Json
+from .results import OURS, RATIOS, SLOWDOWNS, SM_90, Json
 from .suites import Run, table
 from .timed import Bench
 
@@ -28,6 +27,7 @@ PACKAGES = ("torch",)
 PEERS = ("FA2",)
 TOKENS, WIDTH, SEQLEN = 16384, 2048, 4096
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+QUICK_HEAD_DIMS = (64, 128, 256)
 TILE = 64  # keys
 RISE = 25.0  # of the scores from a tile to the next, 36 bits
 OUTLIERS, OUTLIER_FACTOR = 1 / 256, 16.0
@@ -80,8 +80,8 @@ def shape(head_dim: int, causal: bool, values: str) -> Case:
 
 def groups(quick: bool) -> list[list[Case]]:
     """Rows of the same shape, random first: they are measured together."""
-    masks = (False,) if quick else (False, True)
-    return [[shape(d, causal, x) for x in ("random", *KINDS)] for d, causal in product(HEAD_DIMS, masks)]
+    places = product(QUICK_HEAD_DIMS, (False,)) if quick else product(HEAD_DIMS, (False, True))
+    return [[shape(d, causal, x) for x in ("random", *KINDS)] for d, causal in places]
 
 
 def ids(quick: bool) -> list[str]:
@@ -108,53 +108,56 @@ def measure(bench: Bench, group: list[Case], random: Tensors) -> list[Json]:
     members: dict[str, dict[str, Json]] = {}
     samples: dict[tuple[str, str], Sample] = {}
     errors: dict[tuple[str, str], float] = {}
+    stems: dict[str, dict[str, str | None]] = {}
     alive: list[object] = []  # a graph does not own the memory that it works on
     repeat = 0
     timed.collect_garbage()
     for case, values in zip(group, ("random", *KINDS)):
         tensors = random if values == "random" else upload(case, KINDS[values](case, random.host), bench.device)
-        truth, ours = Truth(tensors), Ours([tensors], bench.device, bench.stream)
+        truth = Truth(tensors)
         row: Json = {"id": case.id, "problem": case.to_json(), "flops": case.flops, "bytes": case.nbytes}
-        rows[values], members[values] = row | {"scores": values, "ours": {"stem": ours.stem}}, {}
-        wrong, errors[values, "ours"] = bench.check_ours(ours, truth)
-        if wrong:
-            rows[values]["ours"] = {"wrong": wrong}
+        own, own_errors, reasons = bench.own([tensors], truth)
+        rows[values], members[values] = row | {"scores": values} | reasons, {}
+        stems[values] = {name: ours.stem for name, ours in own.items()} if OURS in own else {}
+        if not stems[values]:
             continue
-        alive += [tensors, ours]
-        repeat = repeat or bench.repeat(ours)
-        samples[values, "ours"] = ours.sample(bench.timer, repeat)
+        alive += [tensors, own]
+        repeat = repeat or bench.repeat(own[OURS])
+        for name, ours in own.items():
+            samples[values, name], errors[values, name] = ours.sample(bench.timer, repeat), own_errors[name]
         for name, prepared, error in bench.checked_peers([tensors], truth, members[values]):
             with bench.refusals(name, members[values]):
                 alive.append(prepared)
                 samples[values, name] = prepared.sample(bench.timer, repeat)
                 errors[values, name] = error
     times = interleaved(samples, bench.run.rounds)
-    for (values, who), us in times.items():
-        row, ours_us = rows[values], times[values, "ours"]
-        if who != "ours":
-            members[values][who] = timed.timed(us, errors[values, who], row, ours_us)
-            continue
-        row["ours"] |= timed.timed(us, errors[values, "ours"], row)
-        if values != "random" and ("random", "ours") in times:
-            row |= {"base": group[0].id} | as_members("slowdown", paired(us, times["random", "ours"]))
+    for values, row in rows.items():
+        here = {who: us for (v, who), us in times.items() if v == values}
+        row |= timed.timed_families(here, {who: errors[values, who] for who in here}, row, stems[values])
+        for who in here.keys() - RATIOS.keys():
+            own_times = {name: here[name] for name in stems[values]}
+            members[values][who] = timed.timed(here[who], errors[values, who], row, own_times)
+        for name in stems[values]:
+            if values != "random" and ("random", name) in times and ("random", OURS) in times:
+                row |= {"base": group[0].id} | as_members(SLOWDOWNS[name], paired(here[name], times["random", name]))
     return [row | {"peers": members[values]} for values, row in rows.items()]
 
 
 def lines(found: Json) -> list[str]:
     """Slowdowns, ours and the peer's own."""
     names = [name for name, peer in found["peers"].items() if "absent" not in peer]
+    families = [OURS, SM_90] if any(SM_90 in row for row in found["rows"]) else [OURS]
     base = {row["id"]: row for row in found["rows"]}
     rows = []
     for row in found["rows"]:
-        ours = row["ours"]
-        if "wrong" in ours:
-            rows.append([row["id"], "WRONG", *["-"] * (1 + 2 * len(names))])
-            continue
-        cells = [row["id"], timed.cell(ours, "us"), timed.cell(row, "slowdown")]
+        cells = [row["id"]]
+        for member in families:
+            cells += [timed.cell(row.get(member), "us"), timed.cell(row, SLOWDOWNS[member])]
         for name in names:
             theirs, first = row["peers"].get(name, {}), base[row.get("base", row["id"])]["peers"].get(name, {})
             own = f"{theirs['us'] / first['us']:.2f}" if "us" in theirs and "us" in first else "-"
             cells += [timed.cell(theirs), own]
         rows.append(cells)
-    head = ["row", "us", "slowdown", *(x for name in names for x in (f"x {name}", f"slowdown of {name}"))]
+    head = ["row", *(x for name in families for x in (f"{name}: us", "slowdown"))]
+    head += [x for name in names for x in (f"x {name}", f"slowdown of {name}")]
     return [*timed.heading(found), *table(head, rows), *timed.notes(found)]

@@ -17,7 +17,7 @@ import flashcore_drv
 
 from . import measure
 from .cases import Case, Tensors, Truth, count_nan
-from .conditions import SEED
+from .conditions import SEED, gpu_state
 from .results import Json
 from .suites import Run, table
 from .timed import PEER_SLACK
@@ -43,7 +43,7 @@ METHOD = {
     "monotonic clock; median; implementations in turns, each once before that so that files are in the page cache",
     "first result": "inputs from the host to the GPU, one call, the result back; checked against float64 afterwards, "
     f"peers with {PEER_SLACK:g} times what is allowed to ours",
-    "package": f"flashcore_drv as {'installed from a wheel' if INSTALLED else 'the working tree'}",
+    "package": f"flashcore_drv as {'installed' if INSTALLED else 'the working tree'}",
 }
 PACKAGES = tuple(PEERS.values())
 
@@ -68,7 +68,10 @@ def run(run: Run) -> None:
             names.append(peer)
         except PackageNotFoundError:
             run.record.peers[peer] = {"absent": f"{package} is not installed"}
-    seconds, failures = sample(names, rounds, CASE, run)
+    with tempfile.TemporaryDirectory() as site:
+        if run.wheel is not None:
+            install(run.wheel, site)
+        seconds, failures = sample(names, rounds, CASE, run, Path(site) if run.wheel is not None else None)
     for step in wanted:
         ours = seconds[OURS].get(step)
         row: Json = {"id": step, "peers": {}}
@@ -81,6 +84,32 @@ def run(run: Run) -> None:
                 ratio = measure.as_members("ratio", measure.paired(theirs, ours or []))
                 row["peers"][peer] = timed(theirs) | ratio
         run.record.add(row)
+    if "after" in run.record.conditions:
+        assert run.device is not None
+        run.record.conditions["after"] = gpu_state(run.device)
+        run.record.save()
+
+
+def install(wheel: Path, folder: str) -> None:
+    """A wheel of ours in an empty folder, without what it requires, which is here already."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-cache-dir"]
+    done = subprocess.run([*command, "--target", folder, str(wheel)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(
+            f"error: {wheel} cannot be installed: {(done.stderr.strip() or 'pip failed').splitlines()[-1]}"
+        )
+
+
+def environment(site: Path | None) -> dict[str, str]:
+    """Of a process that imports the package from `site`, or else the one that is imported here."""
+    found = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    path = [Path(x) for x in os.environ.get("PYTHONPATH", "").split(os.pathsep) if x]
+    if site is None:
+        path += [] if INSTALLED else [HOME]
+    else:
+        path = [site, *(x for x in path if x.resolve() != HOME)]
+        found.pop("FLASHCORE_BUILD", None)  # the kernels are the wheel's
+    return {**found, "PYTHONPATH": os.pathsep.join(map(str, path))}
 
 
 def timed(seconds: list[float]) -> Json:
@@ -89,7 +118,7 @@ def timed(seconds: list[float]) -> Json:
 
 
 def sample(
-    names: list[str], rounds: int, case: Case, run: Run
+    names: list[str], rounds: int, case: Case, run: Run, site: Path | None
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, Json]]:
     """Seconds by implementation and step, of processes in turns; and what is wrong with those that failed."""
     rng = np.random.default_rng(SEED)
@@ -105,7 +134,7 @@ def sample(
             turn, name = label.split(": ")
             if name in failures:
                 continue
-            steps, failure = start(name, folder, truth)
+            steps, failure = start(name, folder, truth, site)
             if failure:
                 failures[name] = failure
             elif turn != "0":
@@ -114,10 +143,9 @@ def sample(
     return seconds, failures
 
 
-def start(name: str, folder: str, truth: Truth) -> tuple[dict[str, float], Json | None]:
+def start(name: str, folder: str, truth: Truth, site: Path | None) -> tuple[dict[str, float], Json | None]:
     """One process: seconds until each step, and what is wrong with its result."""
-    path = [os.environ.get("PYTHONPATH"), None if INSTALLED else str(HOME)]
-    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    env = environment(site)
     result = Path(folder, "o.npy")
     result.unlink(missing_ok=True)
     began = time.monotonic()
@@ -130,8 +158,13 @@ def start(name: str, folder: str, truth: Truth) -> tuple[dict[str, float], Json 
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         return {}, {failed: last}
-    said = [words for line in done.stdout.splitlines() if len(words := line.split()) == 2 and words[0] in STEPS]
-    steps = {step: float(at) - began for step, at in said}
+    said = [words for line in done.stdout.splitlines() if len(words := line.split(maxsplit=1)) == 2]
+    steps = {step: float(at) - began for step, at in said if step in STEPS}
+    if missing := [step for step in STEPS if step not in steps]:
+        return {}, {failed: f"the process says nothing of {', '.join(missing)}"}
+    origin = dict(said).get("from")
+    if name == OURS and site is not None and (origin is None or site.resolve() not in Path(origin).resolve().parents):
+        return {}, {failed: f"the package was imported from {origin}, not from the wheel"}
     o = np.load(result)
     verdict = truth.verdict(lambda batch, head, rows: o[batch, head, rows])
     allowed = verdict.allowed * (1 if name == OURS else PEER_SLACK)

@@ -6,9 +6,10 @@ import contextlib
 import functools
 import gc
 import importlib
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ from . import measure, peers
 from .cases import Case, Pool, Tensors, Truth, count_nan, elements
 from .conditions import gpu_state
 from .measure import Sample
-from .results import HOST_WAYS, Json
+from .ours import SM_80_IMPL, impls
+from .results import HOST_WAYS, MORE_HOST_WAYS, SM_90, Json
 from .suites import Run, table
 from .timed import PEER_SLACK
 
@@ -40,11 +42,13 @@ METHOD = {
     "timing": f"time.perf_counter_ns around {CALLS} calls in a loop, waiting for the GPU outside the clock; candidates "
     f"in turns in one process, {ROUNDS} times `rounds` of them, without garbage collection; us a call: median, 5th and "
     "95th percentile over the rounds",
-    "bare_launch": "cuLaunchKernelEx of cuda.bindings, configuration and parameters prebuilt, of the kernel that "
-    "dispatch takes: no wrapper, no check",
+    "families": "all of ours on kernels for compute capability 8.0 and later; ways that end in sm_90 on Hopper's own",
+    "bare_launch": "cuLaunchKernelEx of cuda.bindings, configuration and parameters prebuilt: no wrapper, no check",
     "graph_replay": "replay of a graph of one launch",
     "planned": "a plan of flashcore_drv.plan_attention on DeviceArrays, with stream=",
     "one_shot": "flashcore_drv.attention on DeviceArrays with out= and stream=",
+    "one_shot_cupy": "the same on CuPy arrays, out too, with stream= their current stream",
+    "one_shot_jax": "the same on JAX arrays, out a DeviceArray, as JAX's are not to be written",
     "validation": "what one_shot does at its first call only: views, problem, selection of the kernel",
     "times_bare": "over the bare launch of the same round",
     "ratio": "the peer's time over one_shot, ratio_planned over planned, of the same round",
@@ -89,25 +93,80 @@ class Ours:
     """The ways to call ours on a case."""
 
     def __init__(self, tensors: Tensors, device: Device) -> None:
-        self.device, self.stream, self.arrays = device, Stream(device), [tensors.device[name] for name in "qkv"]
+        self.tensors, self.device, self.stream = tensors, device, Stream(device)
+        self.arrays = [tensors.device[name] for name in "qkv"]
         self.out = DeviceArray.empty(tensors.case.shapes["o"], tensors.case.dtype.to_numpy(), device)
+        device.synchronize()  # other streams may use the memory from here on
+        self.alive: list[Any] = []  # a graph does not own the memory that it works on
+        self.absent: dict[str, str] = {}
         problem = self.validate()
-        (kernel,) = select(problem, device.arch, "flash", device)
+        (kernel,) = select(problem, device.arch, SM_80_IMPL, device)
         addresses = {name: x.address for name, x in zip("qkvo", [*self.arrays, self.out])}
         (launch,) = plan_flash(device, kernel, problem, addresses)
         loaded = images.load(kernel, device)
-        plan = fc.plan_attention(*self.arrays, layout="bhsd", out=self.out)
-        planned = functools.partial(plan, *self.arrays, self.out, stream=self.stream)
-        with Graph.capture(self.stream) as graph:
-            planned()
         self.params = launch.params.copy()
         self.calls: dict[str, Callable[[], Any]] = {
             "bare_launch": self.bare(loaded.kernel, count_blocks(loaded, problem.o), loaded.threads),
-            "graph_replay": functools.partial(graph.replay, self.stream),
-            "planned": planned,
-            "one_shot": functools.partial(fc.attention, *self.arrays, layout="bhsd", out=self.out, stream=self.stream),
+            **self.of_family(SM_80_IMPL, ""),
             "validation": self.validate_and_select,
         }
+        self.around: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
+        self.add("one_shot_cupy", self.cupy)
+        self.add("one_shot_jax", self.jax)
+        if SM_90 in impls(device):
+            try:
+                self.calls |= self.of_family(impls(device)[SM_90], f"_{SM_90}")
+            except (fc.Unsupported, fc.KernelImageError) as error:
+                reason = peers.first_line(error)
+                self.absent |= {way: reason for way in MORE_HOST_WAYS if way.endswith(SM_90)}
+
+    def of_family(self, impl: str, suffix: str) -> dict[str, Callable[[], Any]]:
+        """The ways that there are with any family."""
+        plan = fc.plan_attention(*self.arrays, layout="bhsd", out=self.out, impl=impl)
+        planned = functools.partial(plan, *self.arrays, self.out, stream=self.stream)
+        with Graph.capture(self.stream) as graph:
+            planned()
+        return {
+            f"graph_replay{suffix}": functools.partial(graph.replay, self.stream),
+            f"planned{suffix}": planned,
+            f"one_shot{suffix}": self.one_shot(self.arrays, self.out, impl),
+        }
+
+    def one_shot(self, arrays: Sequence[Any], out: Any, impl: str = SM_80_IMPL) -> Callable[[], Any]:
+        """attention() with `out`."""
+        return functools.partial(fc.attention, *arrays, layout="bhsd", out=out, stream=self.stream, impl=impl)
+
+    def add(self, way: str, make: Callable[[], Callable[[], Any]]) -> None:
+        """A way that needs somebody else's package; why not, if it does not work."""
+        try:
+            call = make()
+            call()
+        except Exception as error:  # whatever that package raises
+            self.absent[way] = str(error) if isinstance(error, peers.Absent) else peers.first_line(error)
+        else:
+            self.calls[way] = call
+
+    def cupy(self) -> Callable[[], Any]:
+        """On CuPy arrays, their stream current."""
+        cupy = peers.require("cupy", "cupy-cuda13x")
+        stream = cupy.cuda.ExternalStream(self.stream.handle)
+        self.around["one_shot_cupy"] = lambda: stream
+        with stream:
+            arrays = [cupy.asarray(x) for x in self.arrays]
+            out = cupy.asarray(self.out)
+        self.alive += [*arrays, out]
+        return self.one_shot(arrays, out)
+
+    def jax(self) -> Callable[[], Any]:
+        """On JAX arrays."""
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        jax = peers.require("jax", "jax")
+        if jax.default_backend() != "gpu":
+            raise peers.Absent(f"jax {jax.__version__} sees no GPU")
+        arrays = [jax.device_put(self.tensors.host[name]) for name in "qkv"]
+        jax.block_until_ready(arrays)
+        self.alive += arrays
+        return self.one_shot(arrays, self.out)
 
     def validate(self) -> Problem:
         """The problem, as attention() makes it."""
@@ -136,7 +195,12 @@ class Ours:
         def wait(_: object) -> None:
             self.stream.synchronize()
 
-        return {way: Candidate(self.calls[way], self.device.active, wait) for way in HOST_WAYS}
+        @contextlib.contextmanager
+        def around(way: str) -> Any:
+            with self.device.active(), self.around.get(way, contextlib.nullcontext)():
+                yield
+
+        return {way: Candidate(call, functools.partial(around, way), wait) for way, call in self.calls.items()}
 
     def fault(self, truth: Truth) -> str | None:
         """What is wrong with the output of any way."""
@@ -145,7 +209,7 @@ class Ours:
                 continue
             self.out.fill_bytes(0xFF)
             self.device.synchronize()
-            with self.device.active():
+            with candidate.around():
                 candidate.call()
             o = self.out.to_numpy(stream=self.stream)
             verdict = truth.verdict(functools.partial(rows_of, o))
@@ -266,8 +330,10 @@ def row(case: Case, run: Run, found: dict[str, peers.Peer]) -> Json:
         times = measure.interleaved(samples, ROUNDS * run.rounds)
     finally:
         gc.enable()
-    made["ours"] = {way: way_members(times, way) for way in HOST_WAYS}
-    for name in candidates.keys() - set(HOST_WAYS):
+    ways = [way for way in (*HOST_WAYS, *MORE_HOST_WAYS) if way in times]
+    made["ours"] = {way: way_members(times, way) for way in ways}
+    made["ours"] |= {way: {"refused": reason} for way, reason in ours.absent.items()}
+    for name in candidates.keys() - set(ways):
         made["peers"][name] = (
             measure.as_members("us", times[name])
             | measure.as_members("ratio", measure.paired(times[name], times["one_shot"]))

@@ -14,11 +14,11 @@ from flashcore_drv.operands import NewArray
 from flashcore_drv.validation import make_problem
 
 from . import timed
-from .cases import Case, Tensors, Truth
+from .cases import Case, Tensors, Truth, every_row
 from .conditions import SEED
 from .measure import Sample, interleaved, repeat_for
 from .peers import cublas_stages, torch_graph, torch_tensor
-from .results import Json
+from .results import OURS, RATIOS, Json
 from .staged import STAGES, StagedAttention
 from .suites import Run
 from .timed import Bench
@@ -26,6 +26,7 @@ from .timed import Bench
 NEEDS = "gpu"
 PACKAGES = ("torch", "flash-attn-4", "nvidia-cudnn-frontend", "jax")
 PEERS = ("FA2", "cuDNN", "FA4", "cudnn-frontend", "JAX", "efficient", "math", "cuBLAS")
+QUICK_PEERS = ("FA2", "cuDNN", "FA4", "cudnn-frontend", "cuBLAS")
 PREDECESSOR = "the predecessor of this project, its own record, NVIDIA L4: another GPU, no ratio is formed"
 QUOTED = {"qk": 142.0, "pv": 57.0, "unfused": 199.0}
 PARTS = (*STAGES, "unfused", "flash")
@@ -51,7 +52,7 @@ def ids(quick: bool) -> list[str]:
 
 def run(run: Run) -> None:
     """Measure all parts together, if one is wanted."""
-    bench = Bench(run, PEERS)
+    bench = Bench(run, QUICK_PEERS if run.quick else PEERS)
     if run.wanted(ids(run.quick)):
         for row in measure(bench, CASE):
             run.record.add(row)
@@ -65,45 +66,56 @@ def measure(bench: Bench, case: Case) -> list[Json]:
     q, k, v = (view_of(x, name) for x, name in zip(inputs, "qkv"))
     problem = make_problem(q, k, v, NewArray("out", q.shape, q.dtype), causal=case.causal, layout="bhsd")
     timed.collect_garbage()
-    staged = StagedAttention(problem, inputs, bench.device)
+    staged = StagedAttention(problem, inputs, bench.device, "unfused")
     tensors = Tensors(case, dict(zip("qkv", inputs)), {x: staged.arrays[x] for x in "qkv"})
     verdicts = judge(case, inputs, staged)
     rows: dict[str, Json] = {}
     samples: dict[tuple[str, str], Sample] = {}
     errors: dict[tuple[str, str], float] = {}
-    members: dict[str, dict[str, Json]] = {part: {} for part in staged.parts}
+    stems: dict[str, dict[str, str | None]] = {}
+    members: dict[str, dict[str, Json]] = {part: {} for part in PARTS}
     alive: list[object] = []  # a graph does not own the memory that it works on
     once = bench.timer(lambda stream: staged.launch("unfused"), 1)
     repeat = repeat_for((once(), once())[1] / 2, bench.replay_us)
-    for part in staged.parts:
-        flops, nbytes = staged.work(part)
+    for part in PARTS:
+        flops, nbytes = (case.flops, case.nbytes) if part == "flash" else staged.work(part)
         row: Json = {"id": name_of(part), "part": part, "problem": case.to_json(), "flops": flops, "bytes": nbytes}
         if part in QUOTED and case is CASE:
             row["quoted"] = {"predecessor": {"us": QUOTED[part], "where": PREDECESSOR}}
+        rows[part], stems[part] = row, {}
+        if part == "flash":
+            own, own_errors, reasons = bench.own([tensors], Truth(tensors, every_row))
+            row |= reasons
+            if OURS in own:
+                alive.append(own)
+                stems[part] = {name: ours.stem for name, ours in own.items()}
+                samples |= {(part, name): ours.sample(bench.timer, repeat) for name, ours in own.items()}
+                errors |= {(part, name): own_errors[name] for name in own}
+            continue
         verdict = verdicts[staged.outputs[part]]
-        rows[part] = row
         if not verdict.ok:
             what = f"error {verdict.error:.3g}, allowed {verdict.allowed:.3g}, misplaced {verdict.misplaced}"
-            row["ours"] = {"wrong": what}
+            row[OURS] = {"wrong": what}
             continue
-        row["ours"] = {"stem": staged.stems.get(part)}
-        errors[part, "ours"] = verdict.error
-        samples[part, "ours"] = bench.timer(staged.graph(repeat, part).replay, repeat)
+        stems[part] = {OURS: staged.stems.get(part)}
+        errors[part, OURS] = verdict.error
+        samples[part, OURS] = bench.timer(staged.graph(repeat, part).replay, repeat)
     if "cuBLAS" in bench.peers:
         add_stages(bench, tensors, repeat, samples, errors, alive)
-    if ("flash", "ours") in samples:
+    if ("flash", OURS) in samples:
         for name, prepared, error in bench.checked_peers([tensors], Truth(tensors), members["flash"]):
             with bench.refusals(name, members["flash"]):
                 alive.append(prepared)
                 samples["flash", name] = prepared.sample(bench.timer, repeat)
                 errors["flash", name] = error
     times = interleaved(samples, bench.run.rounds)
-    for (part, who), us in times.items():
-        row = rows[part]
-        if who == "ours":
-            row["ours"] |= timed.timed(us, errors[part, who], row)
-        elif (part, "ours") in times:
-            members[part][who] = timed.timed(us, errors[part, who], row, times[part, "ours"])
+    for part, row in rows.items():
+        here = {who: us for (p, who), us in times.items() if p == part}
+        row |= timed.timed_families(here, {who: errors[part, who] for who in here}, row, stems[part])
+        for who in here.keys() - RATIOS.keys() if stems[part] else ():
+            members[part][who] = timed.timed(
+                here[who], errors[part, who], row, {name: here[name] for name in stems[part]}
+            )
     return [row | {"peers": members[part]} for part, row in rows.items()]
 
 

@@ -1,4 +1,4 @@
-"""Installed bytes: the package, its kernels and all that it requires, beside the same of the peers."""
+"""Installed bytes: the package, its kernels and all that it requires, and those of the peers; bytes of a wheel."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ METHOD = {
     "left out": "the interpreter, the GPU's driver",
 }
 PACKAGES: tuple[str, ...] = ()
+WHEEL = "wheel"  # the row of what travels, where a wheel is given
 OURS = ("numpy", "cuda-bindings")  # cuda-python is a name for these bindings, without files that a call needs
 PEERS = {"PyTorch": "torch", "FA4": "flash-attn-4", "cudnn-frontend": "nvidia-cudnn-frontend", "JAX": "jax"}
 FOUND_AT_RUN_TIME = {"cudnn-frontend": r"nvidia-cudnn-cu\d+", "JAX": r"jax-cuda\d+-plugin"}
@@ -35,7 +36,13 @@ def ids(quick: bool) -> list[str]:
 
 def run(run: Run) -> None:
     """Add up the files."""
-    for name in run.progress(run.wanted(ids(run.quick))):
+    wheel = [WHEEL] if run.wheel is not None else []
+    for name in run.progress(run.wanted([*ids(run.quick), *wheel])):
+        if name == WHEEL:
+            assert run.wheel is not None
+            nbytes = run.wheel.stat().st_size
+            run.record.add({"id": name, "ours": {"bytes": nbytes, "packages": {run.wheel.name: nbytes}}, "peers": {}})
+            continue
         ours = package_bytes() | closure(OURS)
         row: Json = {"id": name, "ours": {"bytes": sum(ours.values()), "packages": ours}, "peers": {}}
         for peer, root in PEERS.items():
@@ -124,5 +131,12 @@ def lines(found: Json) -> list[str]:
         for name, size in {"flashcore_drv": row["ours"], **row["peers"]}.items():
             largest = sorted(size["packages"].items(), key=lambda item: -item[1])[:3]
             parts = ", ".join(f"{package} {nbytes / 1e6:.1f}" for package, nbytes in largest)
-            rows.append([name, f"{size['bytes'] / 1e6:.1f}", f"{size.get('ratio', 1):.1f}", parts])
+            rows.append(
+                [
+                    name if row["id"] != WHEEL else WHEEL,
+                    f"{size['bytes'] / 1e6:.1f}",
+                    f"{size.get('ratio', 1):.1f}",
+                    parts,
+                ]
+            )
     return table(["installed", "MB", "x ours", "the largest"], rows)

@@ -6,13 +6,14 @@ import importlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from flashcore_drv.runtime import Device
 
 from .results import Json, Record
 
-SUITES = ("reference", "small", "forward", "cliff", "host", "cold", "size", "emulator")
+SUITES = ("reference", "small", "forward", "cliff", "accuracy", "host", "cold", "size", "emulator")
 """In the order in which they run by default."""
 
 
@@ -34,6 +35,8 @@ class Run:
         Rows are measured whose id holds this text.
     peers : sequence of str or None
         Names of the peers that are wanted; None: the suite's own choice.
+    wheel : Path or None
+        A built wheel of flashcore_drv, for the suites about what is installed.
     """
 
     record: Record
@@ -42,6 +45,7 @@ class Run:
     rounds: int = 10
     filter: str = ""
     peers: tuple[str, ...] | None = None
+    wheel: Path | None = None
 
     def wanted(self, ids: Iterable[str]) -> list[str]:
         """The ids that are to be measured: those that hold the filter and are no row yet."""

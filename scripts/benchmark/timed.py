@@ -1,23 +1,23 @@
-"""A row of results: our kernel and the peers on one problem, checked first, then timed in turns."""
+"""A row of results: our kernels and the peers on one problem, checked first, then timed in turns."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
-from flashcore_drv.runtime import Stream
+import flashcore_drv as fc
+from flashcore_drv.runtime import Device, Stream
 
 from .cases import Case, Tensors, Truth, count_nan
 from .ceilings import ceilings
 from .conditions import gpu_state
+from .headline import HEADLINES, geometric_mean, ratios, whole
 from .measure import EventTimer, Sample, Timer, as_members, interleaved, paired, repeat_for, rounded
-from .ours import Ours
-from .peers import NOT_ASKED_FOR, Prepared, find, first_line
-from .results import Json
+from .ours import Ours, impls
+from .peers import NOT_ASKED_FOR, Peer, Prepared, find, first_line
+from .results import OURS, RATIOS, SM_90, Json, reason_of
 from .suites import Run, table
 
 PEER_SLACK = 10.0  # times what is allowed to us: a peer may round its scores to the inputs' dtype
@@ -26,7 +26,9 @@ METHOD = {
     "timing": "GPU time by CUDA events around replays of graphs of many launches, each after an uncounted replay of "
     "the same graph and before a rest as long as both; candidates in turns in one process, each round begins with the "
     "next one; us is the median, us_5_95 the 5th and 95th percentile over the rounds",
-    "ratio": "the peer's time over ours within a round: median and percentiles over the rounds",
+    "families": "ours: the kernels for compute capability 8.0 and later; sm_90: those for Hopper alone, where they are",
+    "ratio": "the peer's time over ours (ratio_sm_90: over that of sm_90) within a round: median and percentiles over "
+    "the rounds; of sm_90: its time over ours",
     "inputs": "independent standard normal",
     "correctness": "before timing, three times up to 16 rows of the output against float64 (flashcore_drv.reference: "
     "twice the error of the same maths at the kernels' precision, plus one ulp), and no NaN in the whole poisoned "
@@ -35,55 +37,42 @@ METHOD = {
 }
 
 
-class Bench:
-    """What every row of a run is measured with: the device, a stream, the timer, the peers."""
+class Checks:
+    """Implementations on the tensors of a case, each held to the truth before anything else is done with it.
 
-    def __init__(self, run: Run, default_peers: Sequence[str], timer: Timer | None = None) -> None:
-        assert run.device is not None
-        self.run, self.device = run, run.device
-        self.stream = Stream(self.device)
-        self.timer: Timer = timer or EventTimer(self.stream)
-        self.replay_us = 2000.0 if run.quick else 3000.0
-        self.peers, members = find(run.peers if run.peers is not None else default_peers)
-        run.record.peers = members
-        if run.record.ceilings is None:
-            run.record.ceilings = ceilings(self.device, self.timer)
+    Parameters
+    ----------
+    device : Device
+        Where.
+    peers : mapping of str to Peer
+        By name.
+    suite : str
+        For messages.
+    """
 
-    def row(self, case: Case, sets: Sequence[Tensors], rotated: Sequence[Tensors] = ()) -> Json:
-        """A row of the results: our kernel and the peers on `sets`, in turns.
+    def __init__(self, device: Device, peers: Mapping[str, Peer], suite: str) -> None:
+        self.device, self.peers, self.suite = device, peers, suite
+        self.stream = Stream(device)
 
-        Parameters
-        ----------
-        sets : sequence of Tensors
-            What launches read, in turns.
-        rotated : sequence of Tensors
-            More sets than the L2 holds, for a second measurement.
-        """
-        truth = Truth(sets[0])
-        collect_garbage()
-        ours = Ours(sets, self.device, self.stream)
-        wrong, error = self.check_ours(ours, truth)
-        row: Json = {"id": case.id, "problem": case.to_json(), "flops": case.flops, "bytes": case.nbytes}
-        if wrong:
-            return row | {"ours": {"wrong": wrong}, "peers": {}}
-        members: dict[str, Json] = {}
-        samples: dict[str, Sample] = {}
-        errors = {"ours": error}
-        alive = []  # a graph does not own the memory that it works on
-        repeat = self.repeat(ours)
-        samples["ours"] = ours.sample(self.timer, repeat)
-        for name, prepared, peer_error in self.checked_peers(sets, truth, members):
-            with self.refusals(name, members):
-                alive.append(prepared)
-                samples[name] = prepared.sample(self.timer, repeat)
-                errors[name] = peer_error
-        times = interleaved(samples, self.run.rounds)
-        row |= {"ours": {"stem": ours.stem} | timed(times["ours"], errors["ours"], row)}
-        for name in samples.keys() - {"ours"}:
-            members[name] = timed(times[name], errors[name], row, times["ours"])
-        if rotated:
-            self.add_rotated(row, members, rotated, [name for name in samples if name != "ours"])
-        return row | {"peers": {name: members[name] for name in self.peers if name in members}}
+    def own(self, sets: Sequence[Tensors], truth: Truth) -> tuple[dict[str, Ours], dict[str, float], dict[str, Json]]:
+        """Our families that take the case and are right, their largest errors, and why the others are not timed."""
+        found: dict[str, Ours] = {}
+        errors: dict[str, float] = {}
+        reasons: dict[str, Json] = {}
+        for member in impls(self.device):
+            try:
+                ours = Ours(sets, self.device, self.stream, member)
+            except (fc.Unsupported, fc.KernelImageError) as error:
+                if member == OURS:
+                    raise
+                reasons[member] = {"refused": first_line(error)}
+                continue
+            wrong, errors[member] = self.check_ours(ours, truth)
+            if wrong:
+                reasons[member] = {"wrong": wrong}
+            else:
+                found[member] = ours
+        return found, errors, reasons
 
     def check_ours(self, ours: Ours, truth: Truth) -> tuple[str | None, float]:
         """What is wrong with our output, if anything, and its largest error."""
@@ -116,7 +105,56 @@ class Bench:
             yield
         except Exception as error:
             members[name] = {"refused": first_line(error)}
-            print(f"{self.run.record.suite}: {name} refused: {first_line(error)}", file=sys.stderr)
+            print(f"{self.suite}: {name} refused: {first_line(error)}", file=sys.stderr)
+
+
+class Bench(Checks):
+    """What every row of a run is measured with: the device, a stream, the timer, the peers."""
+
+    def __init__(self, run: Run, default_peers: Sequence[str], timer: Timer | None = None) -> None:
+        assert run.device is not None
+        found, run.record.peers = find(run.peers if run.peers is not None else default_peers)
+        super().__init__(run.device, found, run.record.suite)
+        self.run = run
+        self.timer: Timer = timer or EventTimer(self.stream)
+        self.replay_us = 2000.0 if run.quick else 3000.0
+        if run.record.ceilings is None:
+            run.record.ceilings = ceilings(self.device, self.timer)
+
+    def row(self, case: Case, sets: Sequence[Tensors], rotated: Sequence[Tensors] = ()) -> Json:
+        """A row of the results: our families and the peers on `sets`, in turns.
+
+        Parameters
+        ----------
+        sets : sequence of Tensors
+            What launches read, in turns.
+        rotated : sequence of Tensors
+            More sets than the L2 holds, for a second measurement.
+        """
+        truth = Truth(sets[0])
+        collect_garbage()
+        row: Json = {"id": case.id, "problem": case.to_json(), "flops": case.flops, "bytes": case.nbytes}
+        own, errors, reasons = self.own(sets, truth)
+        if OURS not in own:
+            return row | reasons | {"peers": {}}
+        members: dict[str, Json] = {}
+        repeat = self.repeat(own[OURS])
+        samples: dict[str, Sample] = {name: ours.sample(self.timer, repeat) for name, ours in own.items()}
+        alive = []  # a graph does not own the memory that it works on
+        for name, prepared, error in self.checked_peers(sets, truth, members):
+            with self.refusals(name, members):
+                alive.append(prepared)
+                samples[name] = prepared.sample(self.timer, repeat)
+                errors[name] = error
+        times = interleaved(samples, self.run.rounds)
+        row |= reasons | timed_families(times, errors, row, {name: ours.stem for name, ours in own.items()})
+        if SM_90 in own:
+            row["auto"] = own[OURS].member_by_itself(sets[0])
+        for name in samples.keys() - own.keys():
+            members[name] = timed(times[name], errors[name], row, {x: times[x] for x in own})
+        if rotated:
+            self.add_rotated(row, members, rotated, list(samples))
+        return row | {"peers": {name: members[name] for name in self.peers if name in members}}
 
     def repeat(self, ours: Ours) -> int:
         """Launches of ours that fill a replay."""
@@ -126,19 +164,23 @@ class Bench:
 
     def add_rotated(self, row: Json, members: dict[str, Json], sets: Sequence[Tensors], names: list[str]) -> None:
         """The same with inputs that are not in the L2."""
-        ours = Ours(sets, self.device, self.stream)
-        repeat = max(self.repeat(ours) // len(sets), 1) * len(sets)
-        samples, alive = {"ours": ours.sample(self.timer, repeat)}, []
+        own = {name: Ours(sets, self.device, self.stream, name) for name in names if name in RATIOS}
+        repeat = max(self.repeat(own[OURS]) // len(sets), 1) * len(sets)
+        samples = {name: ours.sample(self.timer, repeat) for name, ours in own.items()}
+        alive = []
         for name in names:
-            with contextlib.suppress(Exception):  # what takes no second set has its time with one
-                alive.append(self.peers[name].prepare(sets, self.stream))
-                samples[name] = alive[-1].sample(self.timer, repeat)
+            if name not in own:
+                with contextlib.suppress(Exception):  # what takes no second set has its time with one
+                    alive.append(self.peers[name].prepare(sets, self.stream))
+                    samples[name] = alive[-1].sample(self.timer, repeat)
         times = interleaved(samples, self.run.rounds)
         for name, values in times.items():
-            target = row["ours"] if name == "ours" else members[name]
+            target = row[name] if name in own else members[name]
             target["rotated"] = as_members("us", values)
-            if name != "ours":
-                target["rotated"] |= as_members("ratio", paired(values, times["ours"]))
+            if name not in own:
+                target["rotated"] |= ratios_to(values, {x: times[x] for x in own})
+            elif name != OURS:
+                target["rotated"] |= ratios_to(values, {OURS: times[OURS]})
 
     def finish(self) -> None:
         """Note the GPU's state at the end."""
@@ -153,8 +195,8 @@ def collect_garbage() -> None:
     gc.collect()
 
 
-def timed(values: Sequence[float], error: float, row: Json, ours: Sequence[float] | None = None) -> Json:
-    """Time, spread, error and rates; with our times the ratio too."""
+def timed(values: Sequence[float], error: float, row: Json, own: Mapping[str, Sequence[float]] | None = None) -> Json:
+    """Time, spread, error and rates; with the times of our families the ratios to them too."""
     found = as_members("us", values)
     us = found["us"]
     found |= {
@@ -162,7 +204,22 @@ def timed(values: Sequence[float], error: float, row: Json, ours: Sequence[float
         "tflops": rounded(row["flops"] / us / 1e6) if row["flops"] else None,
         "gb_s": rounded(row["bytes"] / us / 1e3) if row["bytes"] else None,
     }
-    return found if ours is None else found | as_members("ratio", paired(values, ours))
+    return found | ratios_to(values, own or {})
+
+
+def ratios_to(values: Sequence[float], own: Mapping[str, Sequence[float]]) -> Json:
+    """The members that say how many times each of our families these times are."""
+    return {key: x for name, us in own.items() for key, x in as_members(RATIOS[name], paired(values, us)).items()}
+
+
+def timed_families(
+    times: Mapping[str, Sequence[float]], errors: Mapping[str, float], row: Json, stems: Mapping[str, str | None]
+) -> Json:
+    """The members of our families that were timed."""
+    return {
+        name: {"stem": stem} | timed(times[name], errors[name], row, None if name == OURS else {OURS: times[OURS]})
+        for name, stem in stems.items()
+    }
 
 
 # ---- for people
@@ -171,50 +228,60 @@ def timed(values: Sequence[float], error: float, row: Json, ours: Sequence[float
 def cell(member: Json | None, name: str = "ratio", digits: int = 2) -> str:
     """A median with its spread, or why there is none."""
     if not member or name not in member:
-        return next((kind for kind in ("wrong", "refused") if kind in (member or {})), "-")
+        return reason_of(member or {}) or "-"
     low, high = member[f"{name}_5_95"]
     return f"{member[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def lines(found: Json) -> list[str]:
-    """The table of a timed suite: our time, its share of the ceilings, and how much longer each peer takes."""
+    """The table of a timed suite: our times, their share of the ceilings, and how much longer each peer takes."""
     limits = {name: x for name, x in found["ceilings"].items() if not isinstance(x, dict)}
     here = [name for name, peer in found["peers"].items() if "absent" not in peer]
     here = [name for name in here if any(name in row["peers"] for row in found["rows"])]
+    families = [OURS, SM_90] if any(SM_90 in row for row in found["rows"]) else [OURS]
     mma, copy = limits.get("mma_sync_tflops"), limits.get("copy_tb_s")
     head = ["row", "us", "TFLOP/s", "of mma.sync", "GB/s", "of copy", "error", *(f"x {name}" for name in here)]
+    if SM_90 in families:
+        head += ["sm_90: us", "TFLOP/s", "error", *(f"x {name}" for name in here)]
     rows = []
     for row in found["rows"]:
-        ours = row["ours"]
+        ours = row[OURS]
         if "wrong" in ours:
             rows.append([row["id"], "WRONG", *["-"] * (len(head) - 2)])
             continue
         rate, bandwidth = ours["tflops"], ours["gb_s"]
-        rows.append(
-            [
-                row["id"],
-                cell(ours, "us"),
-                "-" if rate is None else f"{rate:.0f}",
-                "-" if rate is None or mma is None else f"{100 * rate / mma:.0f} %",
-                f"{bandwidth:.0f}",
-                "-" if copy is None else f"{bandwidth / copy / 10:.0f} %",
-                f"{ours['max_error']:.1e}",
-                *(cell(row["peers"].get(name)) for name in here),
-            ]
-        )
-    means = [geometric_mean(found, name) for name in here]
-    rows.append(["geometric mean", *["-"] * 6, *("-" if m is None else f"{m:.2f}" for m in means)])
-    return [*heading(found), *table(head, rows), *notes(found)]
+        cells = [
+            row["id"],
+            cell(ours, "us"),
+            "-" if rate is None else f"{rate:.0f}",
+            "-" if rate is None or mma is None else f"{100 * rate / mma:.0f} %",
+            f"{bandwidth:.0f}",
+            "-" if copy is None else f"{bandwidth / copy / 10:.0f} %",
+            f"{ours['max_error']:.1e}",
+            *(cell(row["peers"].get(name)) for name in here),
+        ]
+        if SM_90 in families:
+            hopper = row.get(SM_90, {})
+            cells += [cell(hopper, "us")]
+            cells += [f"{hopper['tflops']:.0f}", f"{hopper['max_error']:.1e}"] if "us" in hopper else ["-", "-"]
+            cells += [cell(row["peers"].get(name), RATIOS[SM_90]) for name in here]
+        rows.append(cells)
+    return [*heading(found), *table(head, rows), "", *headlines(found), *notes(found)]
 
 
-def geometric_mean(found: Json, name: str) -> float | None:
-    """Of the ratios to a peer, over the rows of the suite that are the whole attention and have one."""
-    ratios = [
-        row["peers"][name]["ratio"]
-        for row in found["rows"]
-        if row.get("part", "flash") == "flash" and "ratio" in row["peers"].get(name, {})
-    ]
-    return float(np.exp(np.mean(np.log(ratios)))) if ratios else None
+def headlines(found: Json) -> list[str]:
+    """For each of our families the ratio to what it is held to."""
+    rows = whole(found["rows"])
+    said = []
+    for member, peers in HEADLINES.items():
+        for names in [(name,) for name in found["peers"]] + ([peers] if len(peers) > 1 else []):
+            if values := ratios(rows, names, member):
+                what = names[0] if len(names) == 1 else f"the better of {', '.join(names)}"
+                said.append(
+                    f"{member}: x {what}: geometric mean {geometric_mean(values):.3f}, least {min(values):.2f}, "
+                    f"largest {max(values):.2f} of {len(values)}"
+                )
+    return said
 
 
 def heading(found: Json) -> list[str]:
@@ -246,8 +313,7 @@ def notes(found: Json) -> list[str]:
     for name, reason in found["skipped"].items():
         reasons.setdefault(f"skipped: {reason}", []).append(name)
     for row in found["rows"]:
-        for who, member in {"ours": row["ours"], **row["peers"]}.items():
-            for kind in ("wrong", "refused"):
-                if kind in member:
-                    reasons.setdefault(f"{who} {kind}: {member[kind]}", []).append(row["id"])
+        for who, member in {**{name: row[name] for name in RATIOS if name in row}, **row["peers"]}.items():
+            if kind := reason_of(member):
+                reasons.setdefault(f"{who} {kind}: {member[kind]}", []).append(row["id"])
     return [f"{reason} ({', '.join(ids)})" for reason, ids in reasons.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sanitize import exercise
@@ -10,7 +10,6 @@ from shapes import Shape
 
 from flashcore_drv.catalog import CATALOG, KernelSpec
 from flashcore_drv.dispatch import select_flash
-from flashcore_drv.dtypes import BF16, F16
 from flashcore_drv.errors import InvalidArgument
 from flashcore_drv.plan import plan_flash
 from flashcore_drv.runtime import Device, DeviceArray, Stream
@@ -44,7 +43,7 @@ class Work:
         dtype = self.spec.dtype.to_numpy()
         host = {name: rng.standard_normal(dims, np.float32).astype(dtype) for name, dims in self.shape.dims.items()}
         arrays = {name: DeviceArray.from_numpy(x) for name, x in host.items()}
-        problem = self.shape.problem(self.causal, self.spec.dtype, arrays)
+        problem = replace(self.shape, causal=self.causal, dtype=self.spec.dtype.name).problem
         with device.active():
             launches = plan_flash(device, self.spec, problem, {name: x.address for name, x in arrays.items()})
             for _ in range(WARM + 1):
@@ -73,7 +72,7 @@ def work_of(what: str, causal: bool, dtype: str, arch: int, gpu: Gpu) -> Work:
         If it is neither.
     """
     if shape := Shape.parse(what):
-        problem = shape.problem(causal, {"f16": F16, "bf16": BF16}[dtype])
+        problem = replace(shape, causal=causal, dtype=dtype).problem
         return Work(select_flash(problem, arch, gpu), shape, causal)
     spec = next((s for s in CATALOG if s.stem == what), None)
     if spec is None:

@@ -70,3 +70,13 @@ def newest(root: Path, gpu: str) -> dict[str, Suite]:
             results.load(path)
             suites[found["suite"]] = Suite(name, found)
     return suites
+
+
+def others(root: Path, gpu: str) -> dict[str, Any]:
+    """The newest data of other tools on a GPU: ``gpu_check``, ``predicted``, and ``tuned``, the table of dispatch."""
+    found = {
+        "gpu_check": sorted((root / "benchmarks" / gpu).glob("*-gpu-check.json")),
+        "predicted": sorted((root / "benchmarks" / "predicted").glob(f"????-??-??-{gpu.removeprefix('nvidia-')}.json")),
+        "tuned": [path] if (path := root / "flashcore_drv" / "tuned" / f"{gpu}.json").is_file() else [],
+    }
+    return {name: json.loads(paths[-1].read_text()) for name, paths in found.items() if paths}

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from .figures import OURS, Figure, digest
+from .figures import OURS, OURS_SM_90, OWN, Figure, digest
 from .tables import number
 
 STYLE = {
@@ -35,18 +35,20 @@ STYLE = {
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000",
 )  # fmt: skip
+NAVY = "#00385A"
 PEER_COLOURS = (ORANGE, GREEN, PURPLE, RED, SKY, BLACK)
 GREY, INK = "#8c8c8c", "#222222"
 FILL = {"ours": BLUE, "part": "#8fc3e3", "peer": "#b4b4b4"}
 BAR_INCHES = 0.25
+PANEL_INCHES = 2.77  # width of a panel of lines
 CAPTION_INCHES = 0.135  # a line
 LINE_HEIGHT = 0.062  # of a label, as a share of a panel's height
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each implementation: ours blue, peers in the order in which they come."""
-    peers = [name for name in names if name != OURS]
-    return {OURS: BLUE} | {name: PEER_COLOURS[i % len(PEER_COLOURS)] for i, name in enumerate(peers)}
+    """A colour for each implementation: ours blue and dark blue, peers in the order in which they come."""
+    peers = [name for name in names if name not in OWN]
+    return {OURS: BLUE, OURS_SM_90: NAVY} | {name: PEER_COLOURS[i % len(PEER_COLOURS)] for i, name in enumerate(peers)}
 
 
 def caption_lines(figure: Figure, width: float) -> list[str]:
@@ -76,7 +78,10 @@ def rates(figure: Figure) -> Canvas:
     """A panel for each head_dim and mask, lines that are labelled at their end, and the limits."""
     panels, colour = figure["panels"], colours(names_of(figure))
     columns = math.ceil(len(panels) / 2)
-    canvas = Canvas(figsize=(4.4 * columns, 7.2))
+    longest = max(len(f"{s['name']} {s['y'][-1]:.0f}") for panel in panels for s in panel["series"])
+    beside = max(PANEL_INCHES / 2, 0.15 + 0.078 * longest)  # inches right of a panel, for its labels
+    width = 4.4 * columns + columns * (beside - PANEL_INCHES / 2)
+    canvas = Canvas(figsize=(width, 7.2))
     grid = canvas.subplots(2, columns, sharex=True, sharey=True, squeeze=False)
     largest = max(y for panel in panels for s in panel["series"] for y in s["y"])
     top = 1.08 * max([largest, *(c["tflops"] for c in figure["ceilings"])])
@@ -92,12 +97,12 @@ def rates(figure: Figure) -> Canvas:
             axes.text(0.01, ceiling["tflops"] + 0.008 * top, label, color="#666666", size=7.5, **across(axes))
         series = panel["series"]
         for s in series:
-            ours = s["name"] == OURS
-            width = {"linewidth": 2.4, "zorder": 5} if ours else {"linewidth": 1.4, "zorder": 3}
-            axes.plot(s["x"], s["y"], marker="o", markersize=4 if ours else 3, color=colour[s["name"]], **width)
+            ours = s["name"] in OWN
+            line = {"linewidth": 2.4, "zorder": 5} if ours else {"linewidth": 1.4, "zorder": 3}
+            axes.plot(s["x"], s["y"], marker="o", markersize=4 if ours else 3, color=colour[s["name"]], **line)
         ends = apart([s["y"][-1] for s in series], LINE_HEIGHT * top)
         for s, end in zip(series, ends):
-            weight = "bold" if s["name"] == OURS else "normal"
+            weight = "bold" if s["name"] in OWN else "normal"
             axes.annotate(
                 f"{s['name']} {s['y'][-1]:.0f}",
                 (s["x"][-1], s["y"][-1]),
@@ -117,7 +122,8 @@ def rates(figure: Figure) -> Canvas:
         axes.set_xlabel("sequence length", color="#444444")
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    canvas.subplots_adjust(left=0.05, right=0.89, top=0.88, bottom=0.125, wspace=0.5, hspace=0.2)
+    left, right = 0.05 * 4.4 * columns / width, 1 - (beside + 0.067) / width
+    canvas.subplots_adjust(left=left, right=right, top=0.88, bottom=0.125, wspace=beside / PANEL_INCHES, hspace=0.2)
     return canvas
 
 

@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
+from benchmark import results
+from benchmark.headline import has_sm_90
+
 from .data import Suite
 from .tables import WAYS, in_grid, panel
 
 Figure = dict[str, Any]
 Row = dict[str, Any]
 
-OURS = "flashcore_drv"
+OURS, OURS_SM_90 = "flashcore_drv", "flashcore_drv sm_90"
+OWN = {OURS: results.OURS, OURS_SM_90: results.SM_90}
+"""Our families as they are called in a figure, and the members of a row."""
 GROUPS = {"validation": "part"}
 """Bars that are not of a whole call."""
 
@@ -51,13 +56,18 @@ def words(problem: Row) -> str:
 
 def timed(row: Row, name: str) -> Row | None:
     """The times of an implementation in a row; None where there are none."""
-    found = row["ours"] if name == OURS else row["peers"].get(name, {})
+    found = row.get(OWN[name], {}) if name in OWN else row["peers"].get(name, {})
     return found if "us" in found else None
 
 
+def own(rows: Sequence[Row]) -> list[str]:
+    """Our families that were timed in any of the rows."""
+    return [OURS, OURS_SM_90] if has_sm_90(rows) else [OURS]
+
+
 def implementations(suite: Suite) -> list[str]:
-    """Ours and the peers."""
-    return [OURS, *suite.peers]
+    """Our families and the peers."""
+    return [*own(suite.rows), *suite.peers]
 
 
 def rate_ceilings(suite: Suite) -> list[Figure]:
@@ -105,10 +115,12 @@ def latency(reference: Suite | None, small: Suite | None) -> Figure | None:
     whole = [row for row in whole if all(row["problem"] != other["problem"] for other in shapes)]
     if reference and whole:
         bars = [bar(f"{OURS}, {parts[row['part']]}", row["ours"], "ours") for row in whole]
+        bars += [bar(OURS_SM_90, timed(row, OURS_SM_90), "ours") for row in whole]
         bars += [bar(name, timed(row, name)) for row in whole for name in reference.peers]
         panels.append((words(whole[0]["problem"]), bars))
     for row in shapes:
-        bars = [bar(name, timed(row, name), "ours" if name == OURS else "peer") for name in [OURS, *row["peers"]]]
+        names = [*own([row]), *row["peers"]]
+        bars = [bar(name, timed(row, name), "ours" if name in OWN else "peer") for name in names]
         panels.append((words(row["problem"]), bars))
     if not panels:
         return None
@@ -136,6 +148,11 @@ def host(suite: Suite) -> Figure | None:
     }
 
 
+def fastest(row: Row) -> float:
+    """TFLOP/s of the faster of our families."""
+    return max(x["tflops"] for name in OWN if (x := timed(row, name)))
+
+
 def roofline(suites: Sequence[Suite]) -> Figure | None:
     """TFLOP/s over operations a byte of memory traffic, under the limits measured in the same run."""
     suites = [suite for suite in suites if "copy_tb_s" in suite.ceilings]
@@ -147,7 +164,7 @@ def roofline(suites: Sequence[Suite]) -> Figure | None:
         for causal in (False, True):
             for d in sorted({row["problem"]["head_dim"] for row in rows}):
                 here = [row for row in rows if panel(row) == (d, causal)]
-                points = [[row["flops"] / row["bytes"], row["ours"]["tflops"]] for row in here]
+                points = [[row["flops"] / row["bytes"], fastest(row)] for row in here]
                 if points:
                     mask = "causal" if causal else "full"
                     groups.append(
@@ -155,7 +172,8 @@ def roofline(suites: Sequence[Suite]) -> Figure | None:
                     )
     return {
         "kind": "roofline",
-        "title": f"Roofline of the fused kernel on {suites[0].conditions['gpu']}",
+        "title": f"Roofline of the fused kernel on {suites[0].conditions['gpu']}"
+        + (", the faster of our families" if any(has_sm_90(suite.rows) for suite in suites) else ""),
         "caption": caption(suites, "bytes: each input read once, the output written once", with_peers=False),
         "copy_tb_s": suites[0].ceilings["copy_tb_s"],
         "ceilings": rate_ceilings(suites[0]),

@@ -1,0 +1,1 @@
+"""What a wheel holds: kernels without the lines of their sources, compressed one by one."""
