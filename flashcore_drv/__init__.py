@@ -11,18 +11,36 @@ from .api import attention, attention_varlen, plan_attention, plan_attention_var
 from .errors import InvalidArgument, KernelImageError, Unsupported
 from .merge import attention_merge
 from .plans import ArraySpec, Plan
-from .runtime import Device, DeviceArray, DriverError, Graph, HandleError, NoDriverError, Stream
+from .runtime import (
+    ContextLost,
+    Device,
+    DeviceArray,
+    DriverError,
+    DriverTooOld,
+    Graph,
+    HandleError,
+    ImageRefused,
+    LaunchError,
+    NoDriverError,
+    OutOfMemory,
+    Stream,
+)
 
 __all__ = [
     "ArraySpec",
+    "ContextLost",
     "Device",
     "DeviceArray",
     "DriverError",
+    "DriverTooOld",
     "Graph",
     "HandleError",
+    "ImageRefused",
     "InvalidArgument",
     "KernelImageError",
+    "LaunchError",
     "NoDriverError",
+    "OutOfMemory",
     "Plan",
     "Stream",
     "Unsupported",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import InvalidArgument
 
@@ -22,16 +23,7 @@ class DType:
 
     def to_numpy(self) -> np.dtype[Any]:
         """The NumPy dtype. Raises ImportError for bf16 where the package ml_dtypes is missing."""
-        if self is BF16:
-            try:
-                import ml_dtypes
-            except ImportError as error:
-                raise ImportError(
-                    "bfloat16 as a NumPy dtype needs the package ml_dtypes: pip install ml_dtypes"
-                ) from error
-            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-            return bfloat16
-        return np.dtype(self.numpy_name)
+        return named(self.numpy_name)
 
     def __str__(self) -> str:
         return self.name
@@ -41,6 +33,28 @@ F16 = DType("f16", "float16", 2, "__half", 10)
 BF16 = DType("bf16", "bfloat16", 2, "__nv_bfloat16", 7)
 F32 = DType("f32", "float32", 4, "float", 23)
 _BY_NUMPY_NAME = {d.numpy_name: d for d in (F16, BF16, F32)}
+
+
+def named(name: npt.DTypeLike) -> np.dtype[Any]:
+    """What makes a NumPy dtype, or the name of one of ml_dtypes' ("bfloat16", "float8_e4m3fn").
+
+    Raises
+    ------
+    TypeError
+        If there is none of that name.
+    ImportError
+        If there may be, and the package ml_dtypes is missing.
+    """
+    if not isinstance(name, str) or not name.startswith(("bfloat", "float8_")):
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError(f"{name} as a NumPy dtype needs the package ml_dtypes: pip install ml_dtypes") from error
+    if not hasattr(ml_dtypes, name):
+        raise TypeError(f"data type {name!r} not understood")
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 def dtype_of(numpy_dtype: np.dtype[Any], argument: str, allowed: tuple[DType, ...] = (F16, BF16)) -> DType:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .arguments import check_output
-from .dtypes import BF16, F32, DType
+from .dtypes import F32, DType, named
 from .errors import InvalidArgument
-from .interop import ArrayView, view_of
+from .interop import ArrayView, address_of, on_gpu, refuse_immutable, view_of
 from .interop.arrays import view_of_memory
 from .operands import NewArray, one_device
 from .prepared import Prepared, stream_handle
 from .problem import Problem
-from .runtime import Device, DeviceArray, HandleError
+from .runtime import Aimed, Device, DeviceArray, Launch, Stream, driver
 from .runtime.memory import contiguous_strides
 
 
@@ -30,7 +33,7 @@ class ArraySpec:
     shape : tuple of int
         Elements along each dimension.
     dtype : numpy.dtype, or what makes one
-        Element type; "bfloat16" too.
+        Element type; "bfloat16" too, with the package ml_dtypes.
     strides : tuple of int, optional
         Distance of neighbours, in elements; by default C-contiguous.
     alignment : int
@@ -82,21 +85,55 @@ def expected(like: Any, name: str) -> tuple[Expected, Device | None]:
         if len(strides) != len(shape):
             raise InvalidArgument(f"{name} has shape {shape} and strides {strides}; allowed: one for each dimension")
         try:
-            dtype = BF16.to_numpy() if like.dtype == BF16.numpy_name else np.dtype(like.dtype)
+            dtype = named(like.dtype)
         except TypeError:
-            raise InvalidArgument(f"{name} has dtype {like.dtype!r}; allowed: a NumPy dtype, or 'bfloat16'") from None
+            raise InvalidArgument(
+                f"{name} has dtype {like.dtype!r}; allowed: a NumPy dtype, or the name of one of ml_dtypes'"
+            ) from None
         return Expected(name, shape, strides, dtype, like.alignment % 16), None
     view = view_of(like, name)
     address = view.gpu_address % 16
     return Expected(name, view.shape, view.strides, view.dtype, address, view.writeable), view.device
 
 
-class Plan:
+class Plan(functools.partial[None]):
     """Attention of one problem on one GPU; made by :func:`plan_attention` and :func:`plan_attention_varlen`.
 
-    A call stores pointers and launches. It allocates nothing and waits for nothing, so it can be captured into a
-    graph, and any number of threads may make it at once. It takes the least time where the GPU's primary context is
-    current, as CuPy and PyTorch leave it; elsewhere make calls inside ``with plan.device.active():``.
+    ::
+
+        plan(q, k, v, out, lse=None, *, stream=None, check=False, **sides)
+
+    queues the attention of these arrays. It allocates nothing on the GPU and waits for nothing, so it can be captured
+    into a graph, and any number of threads may call at once. It takes the least time where the GPU's primary context is
+    current, as CuPy and PyTorch leave it (elsewhere make calls inside ``with plan.device.active():``), and for
+    addresses that it has seen together before, of which it remembers 128.
+
+    Checked every time, because it costs next to nothing: that no pointer is NULL, that each is aligned as the plan was
+    told, that `lse` and the small inputs are given if and only if the plan has them, that a DeviceArray was not freed,
+    that another library's array was in device memory when its address was first seen, and what the driver says of the
+    launch. Not checked without `check`: shapes, dtypes, strides and the GPU that an array is on, whether it is
+    read-only, whether outputs overlap each other or an input, and whether an int is the address of device memory, in
+    its allocation. With any of these wrong the kernel reads and writes what it should not, and the context may be lost.
+    Lengths and cu_seqlens are clamped by the kernel as in :func:`attention`, to the lengths that the plan was made for,
+    and may change from call to call.
+
+    Parameters of a call
+    --------------------
+    q, k, v, out : DeviceArray, other library's array, or int
+        Arrays on the GPU that are laid out as planned, or the addresses of their first elements. What produces them in
+        another stream is not waited for. `out` may not be an array of JAX, whose arrays never change.
+    lse : likewise, float32 [batch, num_heads, seqlen_q], packed [num_heads, total_q]; C-contiguous
+        With `return_lse`, and only then.
+    stream : optional
+        As in :func:`attention`. An int handle and a Stream take the least time.
+    check : bool
+        Check all of that. Of an address: that the planned array there lies within one allocation on the GPU.
+    **sides
+        alibi_slopes, bias, sinks, seqused_k, cu_seqlens_q, cu_seqlens_k: those that were planned, each an array on the
+        GPU or an address.
+
+    It raises InvalidArgument with the argument, its value and what is allowed, before anything reaches the GPU, and
+    DriverError if the launch fails.
 
     Attributes
     ----------
@@ -110,113 +147,167 @@ class Plan:
         The small inputs that a call takes.
     """
 
+    # A partial of a function, because to call an instance of a class with a __call__ takes 0.05 µs more.
+
+    problem: Problem
+    device: Device
+    kernel: str
+    sides: tuple[str, ...]
+    _rules: _Rules
+
+    def __new__(cls, problem: Problem, device: Device, impl: str, arguments: Sequence[Expected]) -> Plan:
+        """Prepare the problem; `arguments` are all arrays but lse."""
+        rules = _Rules(problem, device, impl, arguments)
+        plan = super().__new__(cls, _checker(rules) if rules.prepared.launch is None else _caller(rules))
+        plan._rules = rules
+        plan.problem, plan.device, plan.sides = problem, device, rules.prepared.sides
+        plan.kernel = rules.prepared.kernels[0].stem
+        return plan
+
+    def aim(self, q: Any, k: Any, v: Any, out: Any, lse: Any = None, *, check: bool = False, **sides: Any) -> Aimed:
+        """What a call with these arrays would launch, for :meth:`flashcore_drv.Graph.update`."""
+        launch = self._rules.aim(q, k, v, out, lse, sides, check)
+        return Aimed(launch, self._rules.prepared.pointer_words)
+
+    def __repr__(self) -> str:
+        return f"<Plan of {self.kernel} on {self.device}>"
+
+
+def _caller(rules: _Rules) -> Callable[..., None]:
+    """The function that a plan is.
+
+    What it needs it has in cells of its own, and it makes the launch itself, as :meth:`Launch.queue_function` does: a
+    call of a function is 1 % of a launch.
+    """
+    device, find, Ours, OurStream = rules.device, address_of, DeviceArray, Stream
+    module, launch = driver.module(), rules.prepared.launch
+    assert launch is not None
+    success, function = module.CUresult.CUDA_SUCCESS, launch.kernel.handle
+    calls, known = rules.calls, rules.calls.get
+
+    def call(q: Any, k: Any, v: Any, out: Any, lse: Any = None, *, stream: Any = None, **more: Any) -> None:
+        kind = q.__class__
+        try:
+            where = (
+                stream.key
+                if stream.__class__ is OurStream
+                else stream
+                if stream is None or stream.__class__ is int
+                else stream_handle(device, stream)
+            )
+            if kind is Ours:
+                hit = known((q.address_or_none, k.address_or_none, v.address_or_none, out.address_or_none, where))
+            elif kind is int:
+                hit = known((q, k, v, out, where))
+            else:
+                hit = known((find(q, "q"), find(k, "k"), find(v, "v"), find(out, "out"), where))
+        except (AttributeError, TypeError):  # the others are of another kind
+            hit = None
+        if hit is None or more or lse is not None:
+            anew(q, k, v, out, lse, stream, **more)
+            return
+        config, table, _ = hit
+        status = module.cuLaunchKernelEx(config, function, table, 0)[0]
+        if status is not success:
+            driver.retry(device, status, "cuLaunchKernelEx", config, function, table, 0)
+
+    def anew(q: Any, k: Any, v: Any, out: Any, lse: Any, stream: Any, check: bool = False, **sides: Any) -> None:
+        aimed = rules.aim(q, k, v, out, lse, sides, check)
+        handle = stream_handle(device, stream)
+        rules.prepared.fire(aimed, handle)
+        config = launch.configs.get(handle)  # which another thread may have cleared
+        if aimed is not None and config is not None and lse is None and not sides:
+            if len(calls) >= _MOST_CALLS:
+                calls.clear()
+            places = address_of(q, "q"), address_of(k, "k"), address_of(v, "v"), address_of(out, "out")
+            where = stream.key if isinstance(stream, Stream) else None if stream is None else handle
+            key = (*places, where)
+            calls[key] = config, aimed.table, aimed
+
+    return call
+
+
+_MOST_CALLS = 128  # that a plan remembers
+_RULES: weakref.WeakSet[_Rules] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Let no plan know a call again: it would not look whether it is in a process that must not make it."""
+    for rules in _RULES:
+        rules.calls.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _checker(rules: _Rules) -> Callable[..., None]:
+    """The function that a plan without queries is."""
+
+    def call(
+        q: Any, k: Any, v: Any, out: Any, lse: Any = None, *, stream: Any = None, check: bool = False, **sides: Any
+    ) -> None:
+        rules.aim(q, k, v, out, lse, sides, check)
+        stream_handle(rules.device, stream)
+
+    return call
+
+
+class _Rules:
+    """What a plan wants of the arrays of a call."""
+
     def __init__(self, problem: Problem, device: Device, impl: str, arguments: Sequence[Expected]) -> None:
         found = {x.name: x for x in arguments}
         low_bits = {"o" if name == "out" else name: x.address for name, x in found.items()}
-        self._prepared = Prepared(problem, device, impl, low_bits)
-        self.problem, self.device, self.sides = problem, device, self._prepared.sides
-        self.kernel = self._prepared.kernels[0].stem
+        self.prepared = Prepared(problem, device, impl, low_bits)
+        self.device, self.return_lse, self._dtype = device, problem.return_lse, problem.dtype
+        self.calls: dict[Any, tuple[Any, int, Launch]] = {}  # by the addresses of q, k, v and out, and the stream
+        _RULES.add(self)
         self._expected = found
         if problem.return_lse:
             shape = problem.lse_shape
             self._expected["lse"] = Expected("lse", shape, contiguous_strides(shape), F32.to_numpy(), 0)
         self._unaligned = 15 if problem.aligned else problem.dtype.itemsize - 1
         self._may_be_null = {name for name, x in self._expected.items() if 0 in x.shape}
-        self._return_lse = problem.return_lse
 
-    def __call__(
-        self,
-        q: Any,
-        k: Any,
-        v: Any,
-        out: Any,
-        lse: Any = None,
-        *,
-        stream: Any = None,
-        check: bool = False,
-        **sides: Any,
-    ) -> None:
-        """Queue the attention of these arrays.
+    def aim(self, q: Any, k: Any, v: Any, out: Any, lse: Any, sides: Mapping[str, Any], check: bool) -> Launch | None:
+        """The launch on these arrays, or addresses. Raises InvalidArgument for what is checked every time.
 
-        Checked every time, because it costs next to nothing: that no pointer is NULL, that each is aligned as the plan
-        was told, that `lse` and the small inputs are given if and only if the plan has them, that a DeviceArray was
-        not freed, and what the driver says of the launch. Not checked without `check`: shapes, dtypes, strides and
-        the GPU that an array is on, whether it is read-only, whether outputs overlap each other or an input, and
-        whether an address is device memory, in its allocation. With any of these wrong the kernel reads and writes
-        what it should not, and the context may be lost. Lengths and cu_seqlens are clamped by the kernel as in
-        :func:`attention`, to the lengths that the plan was made for, and may change from call to call.
-
-        Parameters
-        ----------
-        q, k, v, out : DeviceArray, object with ``__cuda_array_interface__``, or int
-            Arrays on the GPU that are laid out as planned, or the addresses of their first elements. The producer
-            stream of an array is not waited for.
-        lse : likewise, float32 [batch, num_heads, seqlen_q], packed [num_heads, total_q]; C-contiguous
-            With `return_lse`, and only then.
-        stream : optional
-            As in :func:`attention`. An int handle and a Stream take the least time.
-        check : bool
-            Check all of that. Of an address: that the planned array there lies within one allocation on the GPU.
-        **sides
-            alibi_slopes, bias, sinks, seqused_k, cu_seqlens_q, cu_seqlens_k: those that were planned, each an array on
-            the GPU or an address.
-
-        Raises
-        ------
-        InvalidArgument
-            The argument, its value and what is allowed; before anything reaches the GPU.
-        DriverError
-            If the launch fails.
+        What was checked before, of arrays at the same addresses, is not looked at again without `check`.
         """
+        names = self.prepared.sides
+        if not check and len(sides) == len(names) and (lse is not None) is self.return_lse:
+            try:
+                key = [address_of(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v"), (out, "out"))]
+                key += [address_of(lse, "lse")] if self.return_lse else []
+                key += [address_of(sides[name], name) for name in names]
+            except KeyError:
+                key = []  # said below
+            launch = self.prepared.ready.get(tuple(key))
+            if launch is not None:
+                return launch
         if check:
-            self._check(q, k, v, out, lse, sides)
-        try:  # without a call for what is most usual
-            q = q.address if q.__class__ is DeviceArray else q if q.__class__ is int else address_of(q, "q")
-            k = k.address if k.__class__ is DeviceArray else k if k.__class__ is int else address_of(k, "k")
-            v = v.address if v.__class__ is DeviceArray else v if v.__class__ is int else address_of(v, "v")
-            out = (
-                out.address if out.__class__ is DeviceArray else out if out.__class__ is int else address_of(out, "out")
-            )
-        except HandleError:
-            q, k, v, out = (address_of(x, name) for x, name in ((q, "q"), (k, "k"), (v, "v"), (out, "out")))
-        if (q | k | v | out) & self._unaligned or not (q and k and v and out):
-            self._refuse(q=q, k=k, v=v, out=out)
-        lse = 0 if lse is None and not self._return_lse else self._lse(lse)
-        small = self._small(sides) if sides or self.sides else ()
-        handle = stream_handle(self.device, stream)
-        try:
-            self._prepared.queue(q, k, v, out, lse, small, handle)
-        except OverflowError:  # from the parameter block
-            addresses = {"q": q, "k": k, "v": v, "out": out, "lse": lse, **dict(zip(self.sides, small))}
-            wrong = [f"{name}={a:#x}" for name, a in addresses.items() if not 0 <= a < 1 << 64]
-            raise InvalidArgument(f"{', '.join(wrong)}; allowed: addresses of 64 bits") from None
-
-    def _lse(self, lse: Any) -> int:
-        if not self._return_lse:
+            self.check(q, k, v, out, lse, sides)
+        if (lse is None) == self.return_lse:
+            if lse is None:
+                raise InvalidArgument("lse is None; allowed: an array, the plan was made with return_lse=True")
             raise InvalidArgument("lse is given; allowed: None, the plan was made without return_lse")
-        if lse is None:
-            raise InvalidArgument("lse is None; allowed: an array, the plan was made with return_lse=True")
-        address = address_of(lse, "lse")
-        self._refuse(lse=address)
-        return address
-
-    def _small(self, given: Mapping[str, Any]) -> list[int]:
-        """The addresses of the small inputs, in the order of `sides`."""
-        if given.keys() != set(self.sides):
-            found, planned = (", ".join(names) or "none" for names in (given, self.sides))
+        if sides.keys() != set(names):
+            found, planned = (", ".join(x) or "none" for x in (sides, names))
             raise InvalidArgument(f"small inputs are {found}; allowed: those that were planned, {planned}")
-        addresses = [address_of(given[name], name) for name in self.sides]
-        self._refuse(**dict(zip(self.sides, addresses)))
-        return addresses
-
-    def _refuse(self, **addresses: int) -> None:
-        """Raise InvalidArgument for an address that is NULL or not as aligned as planned."""
-        for name, address in addresses.items():
+        arrays = {"q": q, "k": k, "v": v, "out": out, **({} if lse is None else {"lse": lse}), **sides}
+        for name in ("out", "lse"):
+            refuse_immutable(arrays.get(name), name)
+        places = {name: on_gpu(x, name) for name, x in arrays.items()}
+        if wrong := [f"{name}={a:#x}" for name, a in places.items() if not 0 <= a < 1 << 64]:
+            raise InvalidArgument(f"{', '.join(wrong)}; allowed: addresses of 64 bits")
+        for name, address in places.items():
             if address == 0 and name not in self._may_be_null:
                 raise InvalidArgument(f"{name} has a null pointer; allowed: device memory")
             alignment = self._alignment(name)
             if address % alignment:
                 raise InvalidArgument(f"{name} is at {address:#x}; allowed by the plan: a multiple of {alignment}")
+        usual = places["q"], places["k"], places["v"], places["out"]
+        return self.prepared.aim(*usual, places.get("lse", 0), [places[name] for name in names])
 
     def _alignment(self, name: str) -> int:
         """Bytes that an argument's address must be a multiple of."""
@@ -228,7 +319,7 @@ class Plan:
         pair = 2 * x.dtype.itemsize  # that the kernel may read at once
         return pair if x.address % pair == 0 else x.dtype.itemsize
 
-    def _check(self, q: Any, k: Any, v: Any, out: Any, lse: Any, sides: Mapping[str, Any]) -> None:
+    def check(self, q: Any, k: Any, v: Any, out: Any, lse: Any, sides: Mapping[str, Any]) -> None:
         """Raise InvalidArgument for what attention() would refuse of these arrays, and for what was not planned."""
         given = {"q": q, "k": k, "v": v, "out": out, **({} if lse is None else {"lse": lse}), **sides}
         views = {name: self._view(x, name) for name, x in given.items() if name in self._expected}
@@ -242,7 +333,7 @@ class Plan:
             raise InvalidArgument(f"q is on {place or 'the host'}; planned: {self.device}")
         outputs = [views[name] for name in ("out", "lse") if name in views]
         inputs = [x for name, x in views.items() if name not in ("out", "lse")]
-        kinds: dict[str, DType] = {"out": self.problem.dtype, "lse": F32}
+        kinds: dict[str, DType] = {"out": self._dtype, "lse": F32}
         for i, x in enumerate(outputs):
             check_output(x, x.shape, kinds[x.name], (*inputs, *outputs[:i]))
 
@@ -251,27 +342,6 @@ class Plan:
             wanted = self._expected[name]
             return view_of_memory(name, wanted.shape, wanted.strides, wanted.dtype, int(x))
         return view_of(x, name)
-
-    def __repr__(self) -> str:
-        return f"<Plan of {self.kernel} on {self.device}>"
-
-
-def address_of(array: Any, name: str) -> int:
-    """The address of an array on the GPU, or an address as it is. Raises InvalidArgument."""
-    if isinstance(array, DeviceArray):
-        try:
-            return array.address
-        except HandleError as error:
-            raise InvalidArgument(f"{name}: {error}") from None
-    if isinstance(array, (int, np.integer)):
-        return int(array)
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is None:
-        raise InvalidArgument(
-            f"{name} is a {type(array).__module__}.{type(array).__qualname__}; allowed: flashcore_drv.DeviceArray, "
-            "an object with __cuda_array_interface__, or an address"
-        )
-    return int(interface["data"][0])
 
 
 def expected_output(out: Any, q: Expected, v: Expected) -> tuple[Expected, Device | None]:

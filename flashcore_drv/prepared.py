@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from . import abi, plan
 from .dispatch import select
@@ -31,7 +32,7 @@ _Q, _K, _V, _O, _LSE = (_word(f"fwd.{name}.data") for name in ("q", "k", "v", "o
 
 
 class Prepared:
-    """A problem on a GPU. Any number of threads may queue it at once: each launch has a parameter block to itself.
+    """A problem on a GPU. Any number of threads may queue it at once.
 
     Parameters
     ----------
@@ -51,7 +52,13 @@ class Prepared:
     sides : tuple of str
         The small inputs that the problem has.
     fused : bool
-        Whether it is one kernel, which needs no memory of the call's own: :meth:`queue` is for these.
+        Whether it is one kernel, which needs no memory of the call's own: the rest here is for these.
+    ready : dict of tuple of int to Launch
+        Launches on arrays by their addresses: q, k, v, o, lse where the problem has one, and the small inputs.
+    fire : function of Launch and int
+        Queues one of these launches in a ``CUstream``.
+    launch : Launch or None
+        What they are copies of; None where there is no query.
     extents : tuple of int
         Bytes from the first to past the last of each array that it was prepared for.
     recent : bool
@@ -74,45 +81,63 @@ class Prepared:
         }
         self.sides = tuple(name for name in SIDES if there[name])
         self._side_words = tuple(_word(SIDES[name]) for name in self.sides)
-        self._idle: list[Launch] = []  # list.pop and list.append are atomic
-        self._launch: Launch | None = None
+        self.launch: Launch | None = None
         if self.fused:
             pointers = {name: low_bits.get(name, 0) for name in ("q", "k", "v", "o", *self.sides)}
             for launch in plan.plan_flash(device, self.kernels[0], problem, pointers):
-                self._launch = launch
+                self.launch = launch
+        self.ready: dict[tuple[int, ...], Launch] = {}
+        self.fire: Callable[[Any, int | None], None] = _nothing if self.launch is None else self.launch.queue_function()
 
-    def queue(self, q: int, k: int, v: int, o: int, lse: int, sides: Sequence[int], stream: int) -> None:
-        """Queue the fused kernel on arrays at these addresses; `lse` is 0 where the problem has none."""
-        if self._launch is None:  # no query
-            return
-        try:
-            launch = self._idle.pop()
-        except IndexError:
-            launch = self._launch.twin()
-        words = launch.words
-        words[_Q] = q
-        words[_K] = k
-        words[_V] = v
-        words[_O] = o
+    def aim(self, q: int, k: int, v: int, o: int, lse: int, sides: Sequence[int]) -> Launch | None:
+        """The fused kernel's launch on arrays at these addresses, `lse` where there is one; None without queries.
+
+        It is never changed again, so that any number of threads may queue it with `fire`. `ready` keeps it.
+        """
+        key = (q, k, v, o, lse, *sides) if self.problem.return_lse else (q, k, v, o, *sides)
+        made = self.ready.get(key)
+        if made is not None or self.launch is None:
+            return made
+        made = self.launch.twin()
+        words = made.words
+        words[_Q], words[_K], words[_V], words[_O] = q, k, v, o
         if lse:
             words[_LSE] = lse
-        if sides:
-            for at, address in zip(self._side_words, sides):
-                words[at] = address
-        launch.queue(stream)
-        self._idle.append(launch)
+        for at, address in zip(self._side_words, sides):
+            words[at] = address
+        if len(self.ready) >= _MOST_READY:
+            self.ready.clear()
+        self.ready[key] = made
+        return made
+
+    @property
+    def pointer_words(self) -> tuple[int, ...]:
+        """The words of the launch's parameters that depend on addresses."""
+        return (_Q, _K, _V, _O, *((_LSE,) if self.problem.return_lse else ()), *self._side_words)
+
+
+_MOST_READY = 128  # launches of half a KB, of one problem
+
+
+def _nothing(launch: None, stream: int | None) -> None:
+    """Queue what has no query."""
 
 
 def stream_handle(device: Device, stream: object) -> int:
     """The ``CUstream`` that a caller means, see :meth:`Stream.of`. Raises InvalidArgument."""
-    if stream.__class__ is Stream and stream.device is device:
-        return stream.handle
     if stream is None:
         return 0
-    if stream.__class__ is int and stream >= 0:
-        return stream
+    if stream.__class__ is Stream and stream.device is device:
+        return stream.handle
     try:
-        found = Stream.of(device, stream)
+        return Stream.of(device, stream).handle if isinstance(stream, Stream) else Stream.number(stream)
     except HandleError as error:
         raise InvalidArgument(str(error)) from None
-    return found.handle
+
+
+def stream_number(stream: object) -> int:
+    """The same where the GPU is not known yet."""
+    try:
+        return Stream.number(stream)
+    except HandleError as error:
+        raise InvalidArgument(str(error)) from None

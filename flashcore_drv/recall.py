@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from .interop.arrays import device_memory
+import numpy as np
+
+from .interop.arrays import forget_memory, known_memory, nameless, ready
 from .prepared import Prepared
-from .runtime import DeviceArray, HandleError
+from .runtime import DeviceArray, HandleError, Launch
 
-_MOST_ADDRESSES = 4096
+_MOST_CALLS = 1024
+_MOST_CLASSES = 64
+
+
+class Again(NamedTuple):
+    """A call that was made with arrays at certain addresses, to be made again."""
+
+    layouts: tuple[Any, ...]
+    options: tuple[Any, ...]
+    prepared: Prepared
+    launch: Launch | None
 
 
 class Cache:
@@ -18,12 +30,18 @@ class Cache:
 
     Reading takes no lock and moves nothing: what was read is marked, and passed over once when room is made
     (second chance, Corbató 1968).
+
+    Attributes
+    ----------
+    again : dict of tuple of int to Again
+        The last call with q, k, v and out at these addresses. Only :meth:`keep` adds to it.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._lock = threading.Lock()
         self._entries: dict[Hashable, Prepared] = {}
+        self.again: dict[tuple[int, ...], Again] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -44,13 +62,23 @@ class Cache:
                 if found.recent:
                     found.recent = False
                     self._entries[oldest] = found
+                else:
+                    self.again.clear()
             self._entries[key] = prepared
+
+    def keep(self, addresses: tuple[int, ...], call: Again) -> None:
+        """Keep a call by its addresses."""
+        with self._lock:
+            if len(self.again) >= _MOST_CALLS:
+                self.again.clear()
+            self.again[addresses] = call
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._entries.clear()
-            _ENDS.clear()
+            self.again.clear()
+            forget_memory()
 
 
 Sight = tuple[tuple[Hashable, ...], list[int], "list[tuple[int, int]] | None", "set[int] | None"]
@@ -86,14 +114,15 @@ def look(arrays: Sequence[Any]) -> Sight | None:
             continue
         else:
             interface = getattr(x, "__cuda_array_interface__", None)
-            if interface is None or interface.get("mask") is not None or interface.get("stream") == 0:
+            if interface is None or interface.get("mask") is not None or interface.get("stream") == 0 or not ready(x):
                 return None
             address, read_only = interface["data"]
-            known = _ENDS.get(address) or _ask(address)
+            known = known_memory(address)
             if known is None:
                 return None
             ordinal, end = known
-            layouts.append((interface["shape"], interface.get("strides"), interface["typestr"], ordinal, read_only))
+            dtype = dtype_shown(x, interface)
+            layouts.append((interface["shape"], interface.get("strides"), dtype, ordinal, read_only))
             ends = ends or []
             ends.append((len(addresses), end))
             if (stream := interface.get("stream")) is not None:
@@ -105,20 +134,90 @@ def look(arrays: Sequence[Any]) -> Sight | None:
     return tuple(layouts), addresses, ends, producers
 
 
-_ENDS: dict[int, tuple[int, int]] = {}
-"""The GPU on which an address of another library is, and the end of its allocation."""
+Glance = tuple[tuple[int, ...], tuple[Any, ...], "int | None"]
+"""What a glance at q, k, v and out shows: their addresses; all else that the preparation depends on; their stream."""
 
 
-def _ask(address: int) -> tuple[int, int] | None:
-    """The same from the driver; None where it is no device memory."""
-    found = device_memory(int(address)) if address else None
-    if found is None:
+def glance(q: Any, k: Any, v: Any, out: Any) -> Glance | None:
+    """What q, k, v and out on a GPU show at a glance, less than :func:`look` and in less time.
+
+    It is enough to know a call again that was made before with arrays at these very addresses: :attr:`Cache.again`.
+    None where more than a glance is needed. Of an array of JAX, it believes that it is laid out as the one before.
+    """
+    kind, last = q.__class__, out.__class__
+    addresses: tuple[Any, ...]
+    layouts: tuple[Any, ...]
+    stream: int | None = None
+    if kind is DeviceArray is k.__class__ is v.__class__:  # at once, because a loop takes twice the time
+        addresses = q.address_or_none, k.address_or_none, v.address_or_none
+        layouts = q.layout, k.layout, v.layout
+    elif kind is k.__class__ is v.__class__ and (like := _LIKE.get(kind)):
+        if like is _CUPY:
+            addresses = q.data.ptr, k.data.ptr, v.data.ptr
+            layouts = (q.shape, q.strides, q.dtype), (k.shape, k.strides, k.dtype), (v.shape, v.strides, v.dtype)
+            stream = q.__cuda_array_interface__.get("stream")  # the current one: alike for all of them
+        else:
+            if not (q.is_ready() and k.is_ready() and v.is_ready()):
+                return None
+            addresses = q.unsafe_buffer_pointer(), k.unsafe_buffer_pointer(), v.unsafe_buffer_pointer()
+            layouts = q.aval, k.aval, v.aval
+    else:
+        first, second, third = _one(q), _one(k), _one(v)
+        if first is None or second is None or third is None:
+            return None
+        addresses, layouts = (first[0], second[0], third[0]), (first[1], second[1], third[1])
+        streams = {x[2] for x in (first, second, third)} - {None}
+        if len(streams) > 1:
+            return None
+        stream = next(iter(streams), None)
+    if last is DeviceArray:
+        return (*addresses, out.address_or_none), (layouts, out.layout), stream
+    if last is kind and _LIKE.get(kind) is _CUPY:
+        return (*addresses, out.data.ptr), (layouts, (out.shape, out.strides, out.dtype)), stream
+    fourth = _one(out)
+    if fourth is None or None is not fourth[2] != stream is not None:
         return None
-    ordinal, start, size = found
-    if len(_ENDS) >= _MOST_ADDRESSES:
-        _ENDS.clear()
-    known = _ENDS[address] = ordinal, start + size
-    return known
+    return (*addresses, fourth[0]), (layouts, fourth[1]), stream or fourth[2]
+
+
+def _one(x: Any) -> tuple[Any, Any, int | None] | None:
+    """The address, layout and stream of one array, at a glance."""
+    kind = x.__class__
+    if kind is DeviceArray:
+        return x.address_or_none, x.layout, None
+    if kind not in _LIKE:
+        _is_like(kind, x)
+    interface = getattr(x, "__cuda_array_interface__", None)
+    if interface is None or interface.get("mask") is not None or not ready(x):
+        return None
+    address, read_only = interface["data"]
+    layout = interface["shape"], interface.get("strides"), dtype_shown(x, interface), read_only
+    return address, layout, interface.get("stream")
+
+
+_CUPY, _JAX = "CuPy", "JAX"
+_LIKE: dict[type, str] = {}
+"""Of which library the arrays of a class are like, whose attributes say more in less time than the interface."""
+
+
+def _is_like(kind: type, x: Any) -> None:
+    """Note of which."""
+    if len(_LIKE) >= _MOST_CLASSES:
+        _LIKE.clear()
+    address = getattr(getattr(x, "data", None), "ptr", None)
+    kinds = type(address), type(getattr(x, "shape", None)), type(getattr(x, "strides", None))
+    like = ""
+    if kinds == (int, tuple, tuple) and isinstance(getattr(x, "dtype", None), np.dtype):
+        like = _CUPY
+    elif all(hasattr(x, name) for name in ("unsafe_buffer_pointer", "is_ready", "aval")):
+        like = _JAX
+    _LIKE[kind] = like
+
+
+def dtype_shown(x: Any, interface: Mapping[str, Any]) -> Hashable:
+    """What an array shows of its dtype."""
+    typestr = interface["typestr"]
+    return (typestr, getattr(x, "dtype", None)) if nameless(typestr) else typestr
 
 
 def fits(prepared: Prepared, addresses: list[int], ends: list[tuple[int, int]] | None, with_out: bool) -> bool:

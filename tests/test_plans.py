@@ -1,5 +1,7 @@
 """Plans, and what attention() keeps of earlier calls: the same bits as the first call, pointers, checks, threads."""
 
+import gc
+import itertools
 import threading
 from typing import Any
 
@@ -8,10 +10,10 @@ import pytest
 from support import Exported, context, recorded, run_python
 
 import flashcore_drv as fc
-from flashcore_drv import abi, api, prepared, recall
+from flashcore_drv import abi, api, interop, prepared
 from flashcore_drv.dtypes import BF16
 from flashcore_drv.recall import Cache
-from flashcore_drv.runtime import DeviceArray, Stream, driver
+from flashcore_drv.runtime import Device, DeviceArray, Stream, driver
 
 B, H, HK, SQ, SK, D = 2, 4, 2, 20, 33, 32
 ALLOCATES_OR_WAITS = ("cuMemAlloc", "cuMemFree", "cuMemcpy", "cuStreamSynchronize", "cuCtx", "cuEvent", "cuFuncSet")
@@ -137,6 +139,41 @@ def test_pointers_change_between_calls(device) -> None:
         *addresses, sink = ([x.address for x in there], there, [Exported(x) for x in there])[seed % 3]
         plan(*addresses, out.address if seed == 3 else out, sinks=sink)
         assert np.array_equal(out.to_numpy(), fc.attention(*arrays, sinks=sinks))
+
+
+def test_arrays_of_several_kinds_in_one_call(device) -> None:
+    """In any order, again and again: what is known of one must not serve another, and only numbers are kept."""
+    small = [x[:1, :4, :1, :8] for x in make()]
+    plan, expected = fc.plan_attention(*small), fc.attention(*small)
+    there, out = up(*small), poisoned(expected.shape)
+    kinds = (lambda x: x, lambda x: x.address, Exported)
+    for _, first, second, third in itertools.product(range(2), kinds, kinds, (0, 1)):
+        wanted = (first, second, second, first) if third else (first, second, first, second)
+        out.fill_bytes(0xFF)
+        plan(*(kind(x) for kind, x in zip(wanted, (*there, out))))
+        assert np.array_equal(out.to_numpy(), expected)
+    assert all(x is None or type(x) is int for key in plan._rules.calls for x in key)
+
+
+def test_what_is_known_of_a_stream_is_not_believed_of_another(device, current) -> None:
+    """A closed stream, the default stream of another GPU and None have no handle, one handle, and one that is 0."""
+    plan, arrays, out = planned()
+    other = object.__new__(Device)
+    other.__dict__ |= {"ordinal": 7, "name": "Other", "arch": 80}
+    stream = Stream(device)
+    for _ in range(3):
+        for given, used in ((stream, stream.handle), (stream.handle, stream.handle), (None, 0), (0, 0), (1, 1)):
+            with recorded() as calls:
+                plan(*arrays, out, stream=given)
+            assert [int(args[0].hStream) for name, args in calls if name == "cuLaunchKernelEx"] == [used]
+        with recorded() as calls, pytest.raises(fc.InvalidArgument, match="stream belongs to <Device 7"):
+            plan(*arrays, out, stream=Stream(other, 0))
+        assert calls.work() == []
+    stream.synchronize()
+    stream.close()
+    with recorded() as calls, pytest.raises(fc.HandleError, match=r"stream: used after close\(\)"):
+        plan(*arrays, out, stream=stream)
+    assert calls.work() == []
 
 
 def test_a_plan_of_packed_sequences_whose_lengths_change(device) -> None:
@@ -275,6 +312,117 @@ def test_a_captured_plan_replays_with_changed_data(device) -> None:
             expected = fc.attention(*arrays)
             assert all(np.array_equal(x, expected) for x in host(out, small))
         graph.close()
+
+
+def test_a_captured_plan_is_given_other_arrays(device) -> None:
+    """The graph goes on with them; what it was captured with is left alone, and other nodes are as they were."""
+    plan, causal = fc.plan_attention(*make()), fc.plan_attention(*make(), causal=True)
+    there, there2 = up(*make()), up(*make(1))
+    outs = [poisoned((B, SQ, H, D)) for _ in range(4)]
+    with Stream(device) as stream:
+        with fc.Graph.capture(stream) as graph:
+            plan(*there, outs[0], stream=stream)
+            causal(*there, outs[1], stream=stream)
+            plan(*there, outs[2], stream=stream)
+        expected, expected2 = (fc.attention(*make(seed)) for seed in (0, 1))
+
+        def replayed():
+            graph.replay(stream)
+            stream.synchronize()
+            found = host(*outs)
+            for x in outs:
+                x.fill_bytes(0xFF, stream)
+            stream.synchronize()
+            return [x if np.isfinite(x).all() else None for x in found]
+
+        same = [expected, fc.attention(*make(), causal=True), expected, None]
+        assert all(np.array_equal(x, y) for x, y in zip(replayed(), same))
+        with recorded() as calls:
+            graph.update(plan, *there2, outs[3], call=1)
+        assert calls.count("cuGraphExecKernelNodeSetParams") == 1
+        assert calls.count("cuGraphInstantiate", "cuStreamSynchronize", "cuGraphLaunch") == 0
+        first, second, third, fourth = replayed()
+        assert np.array_equal(first, expected)
+        assert np.array_equal(second, same[1])
+        assert third is None
+        assert np.array_equal(fourth, expected2)
+        graph.update(plan, *(x.address for x in there2), outs[2].address)
+        graph.update(plan, *there, outs[3], call=1, check=True)
+        first, second, third, fourth = replayed()
+        assert first is None
+        assert np.array_equal(third, expected2)
+        assert np.array_equal(fourth, expected)
+        other = fc.plan_attention(*make(), softmax_scale=0.5)
+        for wrong, call, times in ((plan, 2, 2), (plan, -1, 2), (other, 0, 0)):
+            with pytest.raises(fc.HandleError, match=rf"graph: <Plan of .*> was captured {times} times; call={call} "):
+                graph.update(wrong, *there, outs[0], call=call)
+        with pytest.raises(fc.InvalidArgument, match="q has a null pointer"):
+            graph.update(plan, 0, *there[1:], outs[0])
+        graph.close()
+        with pytest.raises(fc.HandleError, match=r"graph: .* after close\(\)"):
+            graph.update(plan, *there, outs[0])
+
+
+def test_an_update_does_not_reach_what_is_queued(device) -> None:
+    plan, there, outs = fc.plan_attention(*make()), up(*make()), [poisoned((B, SQ, H, D)) for _ in range(2)]
+    with Stream(device) as stream:
+        with fc.Graph.capture(stream) as graph:
+            plan(*there, outs[0], stream=stream)
+        graph.replay(stream)
+        graph.update(plan, *there, outs[1])
+        stream.synchronize()
+        assert [bool(np.isnan(x).all()) for x in host(*outs)] == [False, True]
+        graph.replay(stream)
+        stream.synchronize()
+        assert np.array_equal(*host(*outs))
+
+
+def test_an_update_of_packed_sequences_with_lse(device) -> None:
+    *arrays, starts_q, starts_k, most_q, most_k = packed()
+    plan = fc.plan_attention_varlen(*arrays, starts_q, starts_k, most_q, most_k, return_lse=True)
+    there, other = up(*arrays), (np.array([0, 3, 23, 30], np.int32), np.array([0, 1, 2, 35], np.int32))
+    expected, sums = fc.attention_varlen(*arrays, *other, most_q, most_k, return_lse=True)
+    places = [[poisoned(expected.shape), poisoned(sums.shape, np.float32)] for _ in range(2)]
+    first, second = (dict(zip(("cu_seqlens_q", "cu_seqlens_k"), up(*x))) for x in ((starts_q, starts_k), other))
+    with Stream(device) as stream:
+        with fc.Graph.capture(stream) as graph:
+            plan(*there, *places[0], stream=stream, **first)
+        graph.update(plan, *there, *places[1], **second)
+        graph.replay(stream)
+        stream.synchronize()
+    out, lse = host(*places[1])
+    assert np.array_equal(out[:30], expected[:30])
+    assert np.array_equal(lse[:, :30], sums[:, :30])
+    assert np.isnan(places[0][0].to_numpy()).all()
+
+
+def test_a_replay_asks_for_nothing(device) -> None:
+    """With the context current it is one call of the driver; without, it is made again with it, and that is undone."""
+    plan, there, out = fc.plan_attention(*make()), up(*make()), poisoned((B, SQ, H, D))
+    with Stream(device) as stream:
+        with fc.Graph.capture(stream) as graph:
+            plan(*there, out, stream=stream)
+        with device.active(), recorded() as calls:
+            graph.replay(stream)
+        assert calls.names() == ["cuGraphLaunch"]
+        before = context()
+        for where in (stream, Stream(device, 0)):
+            graph.replay(where)
+            stream.synchronize()
+            assert np.array_equal(out.to_numpy(), fc.attention(*make()))
+            out.fill_bytes(0xFF)
+            device.synchronize()
+        assert context() == before
+
+
+def test_a_forgotten_graph_is_destroyed(device) -> None:
+    with Stream(device) as stream:
+        with fc.Graph.capture(stream) as graph:
+            pass
+        with recorded() as calls:
+            del graph
+            gc.collect()
+        assert (calls.count("cuGraphExecDestroy"), calls.count("cuGraphDestroy")) == (1, 1)
 
 
 # ---- what is refused
@@ -601,7 +749,7 @@ def test_what_depends_on_addresses_is_checked_every_time(device) -> None:
 
 
 def test_the_driver_is_asked_once_where_another_librarys_array_is(device, current, monkeypatch) -> None:
-    monkeypatch.setattr(recall, "_ENDS", {})  # arrays of other tests were at these addresses
+    monkeypatch.setattr(interop.arrays, "_KNOWN", {})  # arrays of other tests were at these addresses
     arrays, out = up(*make()), poisoned((B, SQ, H, D))
     exported = [Exported(x) for x in (*arrays, out)]
     with recorded() as calls:

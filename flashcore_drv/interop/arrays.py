@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..dtypes import named
 from ..errors import InvalidArgument
-from ..runtime import Device, DeviceArray, HandleError
+from ..runtime import Device, DeviceArray, HandleError, dlpack
 from ..runtime import driver as runtime_driver
 from ..runtime.memory import contiguous_strides
+
+NO_WAIT = -1
+"""For the stream that is to wait for an array's producer: none."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class ArrayView:
         The array itself, which keeps the memory alive.
     producer_stream : int or None
         Stream whose work on the array must be waited for (CUDA Array Interface, version 3).
+    keeps : object
+        What else has to live for as long as the view is used.
     """
 
     name: str
@@ -48,6 +55,7 @@ class ArrayView:
     writeable: bool
     owner: Any
     producer_stream: int | None = None
+    keeps: Any = None
 
     @property
     def gpu_address(self) -> int:
@@ -75,17 +83,20 @@ class ArrayView:
         return first, last + size
 
 
-def view_of(array: Any, name: str) -> ArrayView:
+def view_of(array: Any, name: str, stream: int = NO_WAIT) -> ArrayView:
     """The view of an array argument.
 
     A NumPy array is seen as its C-contiguous copy would be: that is what goes to the GPU. Nothing is copied here.
 
     Parameters
     ----------
-    array : numpy.ndarray, DeviceArray, or an object with ``__cuda_array_interface__``
-        The argument.
+    array : numpy.ndarray, DeviceArray, or an object with ``__cuda_array_interface__`` or ``__dlpack__``
+        The argument. A StridedMemoryView of cuda.core will do, too.
     name : str
         Its name.
+    stream : int
+        For an array that comes by DLPack: the ``CUstream`` that will use it, which its library makes wait for what
+        produces it. The producer of another is told of in `producer_stream`, and not waited for.
 
     Raises
     ------
@@ -112,16 +123,69 @@ def view_of(array: Any, name: str) -> ArrayView:
         except HandleError as error:
             raise InvalidArgument(f"{name}: {error}") from None
         return ArrayView(name, array.shape, array.strides, array.dtype, array.device, address, True, array)
-    if hasattr(array, "__cuda_array_interface__"):
-        return _cuda_array_interface(array, name)
-    raise InvalidArgument(
-        f"{name} is a {type(array).__module__}.{type(array).__qualname__}; allowed: numpy.ndarray, "
-        "flashcore_drv.DeviceArray, or an object with __cuda_array_interface__ (CuPy, Numba, PyTorch)"
+    interface = getattr(array, "__cuda_array_interface__", None) if ready(array) else None
+    if interface is not None and not (nameless(interface["typestr"]) and hasattr(array, "__dlpack__")):
+        return _cuda_array_interface(array, interface, name)
+    if hasattr(array, "is_device_accessible") and hasattr(array, "ptr"):
+        return _strided_memory_view(array, name)
+    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+        return _dlpack(array, name, stream)
+    raise InvalidArgument(not_an_array(array, name, "numpy.ndarray"))
+
+
+def not_an_array(array: Any, name: str, also: str) -> str:
+    """What to say of an object that is no array on a GPU, nor what is allowed as well."""
+    return (
+        f"{name} is a {type(array).__module__}.{type(array).__qualname__}; allowed: {also}, flashcore_drv.DeviceArray, "
+        "or an array on a GPU with __cuda_array_interface__ or __dlpack__ (CuPy, JAX, Numba, PyTorch)"
     )
 
 
-def _cuda_array_interface(array: Any, name: str) -> ArrayView:
-    interface = array.__cuda_array_interface__
+def ready(array: Any) -> bool:
+    """Whether an array can be used without DLPack.
+
+    One of JAX says whether it is computed: if not, only DLPack can have a stream wait for it. Others say nothing.
+    """
+    asked = getattr(array, "is_ready", None)
+    return asked is None or bool(asked())
+
+
+def _dlpack(array: Any, name: str, stream: int) -> ArrayView:
+    kind, _ = array.__dlpack_device__()
+    if int(kind) not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
+        raise InvalidArgument(
+            f"{name} is on a device of DLPack type {int(kind)}; allowed: {dlpack.CUDA} (CUDA), or a NumPy array, "
+            "which numpy.from_dlpack makes of what is on the host"
+        )
+    try:
+        capsule = dlpack.capsule_of(array, stream or 1)  # 0 is ambiguous there
+        tensor = dlpack.read(capsule)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise InvalidArgument(f"{name}: {type(error).__name__}: {error}") from error
+    try:
+        dtype = named(tensor.dtype)
+    except TypeError:
+        raise InvalidArgument(f"{name} has DLPack dtype {tensor.dtype}; allowed: that of a NumPy array") from None
+    strides = contiguous_strides(tensor.shape) if tensor.strides is None else tensor.strides
+    return view_of_memory(
+        name, tensor.shape, strides, dtype, tensor.address, not tensor.read_only, array, keeps=capsule
+    )
+
+
+def _strided_memory_view(array: Any, name: str) -> ArrayView:
+    if not array.is_device_accessible or array.dtype is None:
+        raise InvalidArgument(f"{name} is {array!r}; allowed: a view of device memory with a dtype")
+    shape = tuple(array.shape)
+    strides = contiguous_strides(shape) if array.strides is None else tuple(array.strides)
+    return view_of_memory(name, shape, strides, np.dtype(array.dtype), int(array.ptr), not array.readonly, array)
+
+
+def nameless(typestr: str) -> bool:
+    """Whether a type string names no dtype: what CuPy and PyTorch say of bfloat16, ``<V2``."""
+    return typestr[1:2] == "V"
+
+
+def _cuda_array_interface(array: Any, interface: Mapping[str, Any], name: str) -> ArrayView:
     if interface.get("mask") is not None:
         raise InvalidArgument(f"{name} has a mask; allowed: arrays without")
     try:
@@ -158,6 +222,7 @@ def view_of_memory(
     writeable: bool = True,
     owner: Any = None,
     producer_stream: int | None = None,
+    keeps: Any = None,
 ) -> ArrayView:
     """The view of an array at an address; parameters as the members of :class:`ArrayView`, strides in elements.
 
@@ -167,7 +232,8 @@ def view_of_memory(
         If it is not device memory of a visible GPU, or the array reaches outside its allocation.
     """
     ordinal, start, size = _allocation(address, name, empty=0 in shape)
-    view = ArrayView(name, shape, strides, dtype, Device.get(ordinal), address, writeable, owner, producer_stream)
+    place = Device.get(ordinal)
+    view = ArrayView(name, shape, strides, dtype, place, address, writeable, owner, producer_stream, keeps)
     first, last = view.span
     if first < start or last > start + size:
         raise InvalidArgument(
@@ -200,6 +266,34 @@ def device_memory(address: int) -> tuple[int, int, int] | None:
     if int(kind) != int(runtime_driver.module().CUmemorytype.CU_MEMORYTYPE_DEVICE):
         return None
     return int(ordinal), int(start or 0), int(size)
+
+
+_MOST_ADDRESSES = 4096
+_KNOWN: dict[int, tuple[int, int]] = {}
+"""The GPU on which an address of another library is, and the end of its allocation."""
+
+
+def known_memory(address: int) -> tuple[int, int] | None:
+    """The GPU of an address and the end of its allocation; None where it is no device memory.
+
+    The driver is asked when an address is new. Later it is believed to be in the same allocation.
+    """
+    known = _KNOWN.get(address)
+    if known is not None:
+        return known
+    found = device_memory(int(address)) if address else None
+    if found is None:
+        return None
+    ordinal, start, size = found
+    if len(_KNOWN) >= _MOST_ADDRESSES:
+        _KNOWN.clear()
+    known = _KNOWN[address] = ordinal, start + size
+    return known
+
+
+def forget_memory() -> None:
+    """Ask the driver again about every address."""
+    _KNOWN.clear()
 
 
 def host_array(view: ArrayView) -> npt.NDArray[Any]:

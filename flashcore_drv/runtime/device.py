@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 from . import driver
 from .errors import HandleError
+
+
+class Active:
+    """A context that is current in a thread between `__enter__` and `__exit__`.
+
+    No generator: one that is not left would go on when the interpreter ends, where nothing is left to do that with.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._pushed = False
+
+    def __enter__(self) -> None:
+        if int(driver.call("cuCtxGetCurrent")) != int(self._context):
+            driver.call("cuCtxPushCurrent", self._context)
+            self._pushed = True
+
+    def __exit__(self, *_: object) -> None:
+        if self._pushed:
+            self._pushed = False
+            driver.call("cuCtxPopCurrent")
 
 
 class Device:
@@ -68,17 +87,9 @@ class Device:
         """Whether memory can be allocated in stream order."""
         return bool(self.attribute("MEMORY_POOLS_SUPPORTED"))
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> Active:
         """Make the primary context current in this thread, then restore the caller's."""
-        if int(driver.call("cuCtxGetCurrent")) == int(self.context):
-            yield
-            return
-        driver.call("cuCtxPushCurrent", self.context)
-        try:
-            yield
-        finally:
-            driver.call("cuCtxPopCurrent")
+        return Active(self.context)
 
     def synchronize(self) -> None:
         """Wait for all work on this GPU."""

@@ -12,9 +12,11 @@ import os
 import sys
 from typing import Any
 
-from .errors import DriverError, NoDriverError
+from .errors import DriverError, DriverTooOld, NoDriverError, kind_of
 
 _OF_THE_KERNEL = (218, *range(700, 721))  # CUDA_ERROR_INVALID_PTX; ILLEGAL_ADDRESS to COOPERATIVE_LAUNCH_TOO_LARGE
+_OF_THE_CONTEXT = (201, 400)  # CUDA_ERROR_INVALID_CONTEXT: none or a wrong one; INVALID_HANDLE: of another context
+_OLDEST = 13000  # CUDA 13.0: a driver loads cubins of its own major version, and of those before
 _CHOICES = ("auto", "cuda", "emulator")
 _initialised = False
 forked = False
@@ -51,6 +53,8 @@ def module() -> Any:
     ------
     NoDriverError
         If ``FLASHCORE_DRIVER=cuda`` and there is no driver or no GPU.
+    DriverTooOld
+        If the driver is older than the kernels.
     """
     global _initialised
     choice = os.environ.get("FLASHCORE_DRIVER", "auto")
@@ -67,6 +71,10 @@ def module() -> Any:
         found.cuInit(0)
         if choice == "auto":
             print("flashcore_drv: no CUDA driver or GPU here; kernels run in the emulator (slow)", file=sys.stderr)
+    _, version = found.cuDriverGetVersion()
+    if version < _OLDEST:
+        have, need = (f"{x // 1000}.{x % 1000 // 10}" for x in (version, _OLDEST))
+        raise DriverTooOld(f"the CUDA driver is for CUDA {have}; needed: {need} or later. Update NVIDIA's driver")
     _initialised = True
     return found
 
@@ -95,6 +103,20 @@ def call(name: str, *args: Any) -> Any:
     return None if not results else results[0] if len(results) == 1 else tuple(results)
 
 
+def retry(device: Any, status: Any, name: str, *args: Any) -> None:
+    """Call a driver function again that returned `status`, with the context of `device` if that was what it lacked.
+
+    Raises
+    ------
+    DriverError
+        If the first call failed for anything else, or the second one fails.
+    """
+    if int(status) not in _OF_THE_CONTEXT:
+        raise error_of(module(), name, status)
+    with device.active():
+        call(name, *args)
+
+
 def fork_refusal() -> NoDriverError:
     """What a forked process gets."""
     return NoDriverError("CUDA was initialised before this process was forked; start worker processes with spawn")
@@ -110,6 +132,6 @@ def error_of(driver: Any, name: str, status: Any) -> DriverError:
     # The emulator can say what a kernel did, or what is wrong with a module; other failures are not of its making.
     last_error = getattr(driver, "last_error", None)
     detail = last_error() if last_error and int(status) in _OF_THE_KERNEL else None
-    return DriverError(
+    return kind_of(name, int(status))(
         name, text("cuGetErrorName"), int(status), text("cuGetErrorString"), str(detail) if detail else ""
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import driver
+from . import dlpack, driver
 from .device import Device
 from .errors import HandleError
-from .stream import Stream, from_collector
+from .stream import Event, Stream, from_collector
 
 
 def _release(device: Device, address: int, stream: Stream | None) -> None:
@@ -31,21 +32,28 @@ class Buffer:
     Where the GPU supports it, memory comes from the default pool in the order of `stream`, and is given back in that
     order too if the stream is sure to exist then (see :attr:`Stream.lasting`); otherwise after all work on the GPU.
     Work of other streams on the memory must be ordered before the free by the caller.
+
+    Attributes
+    ----------
+    stream : Stream or None
+        The stream in whose order the memory came; None if it came in no order.
     """
 
     def __init__(self, device: Device, nbytes: int, stream: Stream | None = None) -> None:
         if nbytes < 0:
             raise ValueError(f"nbytes={nbytes}; allowed: 0 or more")
         self.device, self.nbytes = device, nbytes
-        self._stream = (stream or Stream(device, 0)) if device.has_memory_pools else None
+        self.stream = (stream or Stream(device, 0)) if device.has_memory_pools else None
         size = max(nbytes, 1)  # the driver has no allocation of nothing
         with device.active():
-            if self._stream is None:
+            if self.stream is None:
                 pointer = driver.call("cuMemAlloc", size)
             else:
-                pointer = driver.call("cuMemAllocAsync", size, self._stream.handle)
+                pointer = driver.call("cuMemAllocAsync", size, self.stream.handle)
         self._address: int | None = int(pointer)
-        self._finalizer = weakref.finalize(self, from_collector, _release, device, self._address, self._stream)
+        self._views: list[weakref.ref[DeviceArray]] = []
+        self._most_views = 8
+        self._finalizer = weakref.finalize(self, from_collector, _release, device, self._address, self.stream)
         self._finalizer.atexit = False  # the driver gives everything back at exit
 
     @property
@@ -55,16 +63,32 @@ class Buffer:
             raise HandleError(f"device memory of {self.nbytes} bytes: used after free()")
         return self._address
 
+    def viewed(self, array: DeviceArray) -> int | None:
+        """Note that an array is a view of this memory, and has to forget its address when it is freed; the address."""
+        with _VIEWS:
+            self._views.append(weakref.ref(array))
+            if len(self._views) > self._most_views:
+                self._views = [x for x in self._views if x() is not None]
+                self._most_views = 8 + 2 * len(self._views)
+            return self._address
+
     def free(self, stream: Stream | None = None) -> None:
         """Give the memory back, in the order of `stream` if one is given. A second call does nothing."""
-        address, self._address = self._address, None
+        with _VIEWS:
+            address, self._address = self._address, None
+            for view in self._views:
+                if (array := view()) is not None:
+                    array.address_or_none = None
         if address is None or self._finalizer.detach() is None:
             return
         if stream is not None and self.device.has_memory_pools:
             with self.device.active():
                 driver.call("cuMemFreeAsync", address, stream.handle)
         else:
-            _release(self.device, address, self._stream)
+            _release(self.device, address, self.stream)
+
+
+_VIEWS = threading.RLock()  # the garbage collector may come in between, and free in the same thread
 
 
 class DeviceArray:
@@ -83,14 +107,21 @@ class DeviceArray:
 
     Attributes
     ----------
+    address_or_none : int or None
+        Address of the first element; None when the memory was freed. For where the check of `address` takes too much
+        time.
     layout : tuple
         (shape, strides, dtype, ordinal of the GPU): all but the address, to look things up by.
     """
+
+    __slots__ = ("__weakref__", "address_or_none", "buffer", "dtype", "layout", "offset", "shape", "strides")
 
     def __init__(
         self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], offset: int = 0
     ) -> None:
         self.buffer, self.shape, self.dtype, self.strides, self.offset = buffer, shape, dtype, strides, offset
+        begins = buffer.viewed(self)
+        self.address_or_none = None if begins is None else begins + offset * dtype.itemsize
         self.layout = shape, strides, dtype, buffer.device.ordinal
 
     @staticmethod
@@ -226,7 +257,11 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """CUDA Array Interface, version 3. bfloat16 has no type string there: AttributeError."""
+        """CUDA Array Interface, version 3: `stream` is that in which the array was made.
+
+        If that one may be gone (:attr:`Stream.lasting`), all work on the GPU is waited for instead. bfloat16 and the
+        float8 types have no type string there: AttributeError. Those go by :meth:`__dlpack__`.
+        """
         if self.dtype.kind not in "iuf":
             raise AttributeError(f"the CUDA Array Interface has no type string for {self.dtype}")
         return {
@@ -234,9 +269,71 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (self.address, False),
             "strides": tuple(s * self.dtype.itemsize for s in self.strides),
-            "stream": None,
+            "stream": self._producer().handle or 1,  # 0 is not allowed there
             "version": 3,
         }
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A DLPack capsule of this array, which keeps its memory until whoever takes it gives it back.
+
+        Parameters
+        ----------
+        stream : int, optional
+            Where the taker will use it: 1, the default, is the legacy default stream, 2 that of the thread, else a
+            ``CUstream``. It is made to wait for the stream in which the array was made; -1: nothing waits. Work on the
+            array in another stream has to be ordered by the caller.
+        max_version : (int, int), optional
+            The newest version that the taker knows: from 1 on the capsule is versioned, if NumPy is 2.1 or later.
+        dl_device : (int, int), optional
+            Only the device that it is on.
+        copy : bool, optional
+            Not True: nothing is copied here.
+
+        Raises
+        ------
+        BufferError
+            For another device, a copy, or a dtype that DLPack has not.
+        HandleError
+            For stream 0, which is ambiguous, and if the memory was freed.
+        """
+        if dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"dl_device={dl_device}; allowed: {self.__dlpack_device__()}, where the array is")
+        if copy:
+            raise BufferError("copy=True; allowed: False, None (nothing is copied)")
+        if stream == 0:
+            raise HandleError("stream=0 of DLPack; allowed: None, 1, 2, a handle, or -1")
+        address = self.address
+        if stream != -1:
+            consumer, producer = Stream(self.device, stream or 1), self._producer()
+            if consumer.handle != (producer.handle or 1):
+                ready = Event(self.device)
+                ready.record(producer)
+                consumer.wait(ready)
+                ready.close()
+        versioned = max_version is not None and max_version[0] >= 1
+        ordinal, owner = self.device.ordinal, self.buffer
+        return dlpack.make(address, self.shape, self.strides, self.dtype, ordinal, owner, versioned)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """(2, GPU): CUDA."""
+        return dlpack.CUDA, self.device.ordinal
+
+    def _producer(self) -> Stream:
+        """The stream in which the array was made, or one that is done with everything."""
+        if driver.forked:
+            raise driver.fork_refusal()
+        made = self.buffer.stream
+        if made is None or made.lasting:
+            return made or Stream(self.device, 1)
+        self.device.synchronize()
+        return Stream(self.device, 1)
 
     def __repr__(self) -> str:
         return f"<DeviceArray {self.shape} {self.dtype} on device {self.device.ordinal}>"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from . import driver
 from .device import Device
+from .errors import HandleError
 from .stream import Stream
 
 
@@ -76,65 +79,74 @@ class Launch:
     ----------
     words : array of uint64
         The parameters, to store pointers in.
-    params : numpy.ndarray of uint8
-        The same bytes.
+    table : int
+        Address of the table that points at the parameters, as the driver takes it.
+    configs : dict of int to CUlaunchConfig
+        By stream, shared by twins: to change one costs more than all else here.
     """
 
     def __init__(self, kernel: Kernel, blocks: int, threads: int, params: bytes) -> None:
         self.kernel, self.blocks, self.threads = kernel, blocks, threads
-        self._configs: dict[int, Any] = {}  # by stream: to change one costs more than all else here
-        self._place(params)
+        self.configs: dict[int | None, Any] = {}
+        self._bytes = len(params)
+        self._place(array("Q", params + bytes(-len(params) % 8)))
 
-    def _place(self, params: bytes) -> None:
-        self._driver = driver.module()
-        self._success = self._driver.CUresult.CUDA_SUCCESS
-        self._function = self.kernel.handle
-        self.words = array("Q", params + bytes(-len(params) % 8))
-        self.params = np.frombuffer(self.words, np.uint8)[: len(params)]
-        self._table = array("Q", [self.words.buffer_info()[0]])
+    def _place(self, words: array[int]) -> None:
+        self.words = words
+        self._table = array("Q", (words.buffer_info()[0],))
         # a plain int: an np.uint64 would be taken as a buffer, and the launch would read wrong bytes without an error
-        self._table_address = self._table.buffer_info()[0]
+        self.table = self._table.buffer_info()[0]
+
+    @property
+    def params(self) -> npt.NDArray[np.uint8]:
+        """The bytes of the parameters, to read and write."""
+        return np.frombuffer(self.words, np.uint8)[: self._bytes]
 
     def twin(self) -> Launch:
         """The same launch with a parameter block of its own."""
         made = object.__new__(Launch)
-        made.kernel, made.blocks, made.threads, made._configs = self.kernel, self.blocks, self.threads, self._configs
-        made._place(self.params.tobytes())
+        made.kernel, made.blocks, made.threads, made.configs = self.kernel, self.blocks, self.threads, self.configs
+        made._bytes = self._bytes
+        made._place(self.words[:])
         return made
 
     def __call__(self, stream: Stream) -> None:
         """Queue the launch."""
-        self.queue(stream.handle)
+        self.queue_function()(self, stream.handle)
 
-    def queue(self, stream: int) -> None:
-        """Queue the launch in a ``CUstream``.
+    def queue_function(self) -> Callable[[Launch, int | None], None]:
+        """A function that queues this launch or a twin of it in a ``CUstream``, None for a closed one.
 
-        No context need be current, but it takes less time where the device's is. That is found out by the launch,
-        because to ask first takes 0.3 µs: one that fails for its context does nothing and is made again with the right
-        one.
+        What it needs it has in cells of its own, so that it takes little more time than the driver's call. No context
+        need be current, but it takes less where the device's is. That is found out by the launch, because to ask first
+        takes 0.3 µs: one that fails for its context does nothing and is made again with the right one.
         """
-        if driver.forked:
-            raise driver.fork_refusal()
-        config = self._configs.get(stream) or self._configured(stream)
-        status = self._driver.cuLaunchKernelEx(config, self._function, self._table_address, 0)[0]
-        if status != self._success:
-            if int(status) not in _OF_THE_CONTEXT:
-                raise driver.error_of(self._driver, "cuLaunchKernelEx", status)
-            with self.kernel.device.active():
-                driver.call("cuLaunchKernelEx", config, self._function, self._table_address, 0)
+        module, function, configs = driver.module(), self.kernel.handle, self.configs
+        success, device, configured = module.CUresult.CUDA_SUCCESS, self.kernel.device, self.configured
 
-    def _configured(self, stream: int) -> Any:
-        """A configuration for a stream, which threads share: nothing writes to it any more."""
-        config = self._driver.CUlaunchConfig()
+        def queue(launch: Launch, stream: int | None) -> None:
+            if driver.forked:
+                raise driver.fork_refusal()
+            config = configs.get(stream) or configured(stream)
+            status = module.cuLaunchKernelEx(config, function, launch.table, 0)[0]
+            if status is not success:
+                driver.retry(device, status, "cuLaunchKernelEx", config, function, launch.table, 0)
+
+        return queue
+
+    def configured(self, stream: int | None) -> Any:
+        """A new configuration for a ``CUstream``, which threads share: nothing writes to it any more."""
+        if stream is None:
+            raise HandleError("stream: used after close()")
+        config = driver.module().CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = self.blocks, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
         config.sharedMemBytes = self.kernel.dynamic_shared_bytes
         config.hStream = stream
-        if len(self._configs) >= _MAX_STREAMS:
-            self._configs.clear()
-        self._configs[stream] = config
+        if len(self.configs) >= _MAX_STREAMS:
+            self.configs.clear()
+        self.configs[stream] = config
         return config
 
 
-_OF_THE_CONTEXT = (201, 400)  # CUDA_ERROR_INVALID_CONTEXT: none or a wrong one; INVALID_HANDLE: of another context
 _MAX_STREAMS = 64  # whose configurations a launch keeps

@@ -11,7 +11,8 @@ from . import driver
 from .device import Device
 from .errors import HandleError
 
-_DEFAULT_STREAMS = (0, 1, 2)  # legacy (twice) and per-thread
+DEFAULT_STREAMS = (0, 1, 2)
+"""The legacy default stream, twice, and that of the thread."""
 
 
 def from_collector(release: Callable[..., None], *args: Any) -> None:
@@ -37,25 +38,35 @@ class Stream:
     handle : int, optional
         A ``CUstream`` of somebody else, not owned (0 is the legacy default stream). By default a new one is made that
         does not wait for the legacy default stream; it is destroyed with this object.
+
+    Attributes
+    ----------
+    raw : int or None
+        The ``CUstream``; None after :meth:`close`. For where the check of `handle` takes too much time.
+    key : object
+        Alike for objects of the same open stream only, and unlike every int that is no such stream.
     """
+
+    __slots__ = ("__weakref__", "_finalizer", "_owned", "device", "key", "raw")
 
     def __init__(self, device: Device, handle: int | None = None) -> None:
         self.device = device
         self._owned = handle is None
-        self._handle: int | None = handle
+        self.raw: int | None = handle
         if handle is None:
             flags = driver.module().CUstream_flags.CU_STREAM_NON_BLOCKING
             with device.active():
-                self._handle = int(driver.call("cuStreamCreate", int(flags)))
-            self._finalizer = weakref.finalize(self, from_collector, _destroy, device, self._handle)
+                self.raw = int(driver.call("cuStreamCreate", int(flags)))
+            self._finalizer = weakref.finalize(self, from_collector, _destroy, device, self.raw)
             self._finalizer.atexit = False  # the driver gives everything back at exit
+        self.key: object = (self.raw, device.ordinal) if self.raw in DEFAULT_STREAMS else self.raw
 
     @property
     def handle(self) -> int:
         """The ``CUstream`` as an integer. Raises HandleError after :meth:`close`."""
-        if self._handle is None:
+        if self.raw is None:
             raise HandleError("stream: used after close()")
-        return self._handle
+        return self.raw
 
     @property
     def lasting(self) -> bool:
@@ -63,7 +74,7 @@ class Stream:
 
         A stream of somebody else may be destroyed at any time, and the driver crashes on the handle of one that was.
         """
-        return self._handle in _DEFAULT_STREAMS or (self._owned and self._handle is not None)
+        return self.raw in DEFAULT_STREAMS or (self._owned and self.raw is not None)
 
     def synchronize(self) -> None:
         """Wait for all work in the stream."""
@@ -77,7 +88,7 @@ class Stream:
 
     def close(self) -> None:
         """Destroy the stream, once its work is done, if this object made it. A second call does nothing."""
-        handle, self._handle = self._handle, None
+        handle, self.raw, self.key = self.raw, None, "closed"
         if self._owned and handle is not None and self._finalizer.detach() is not None:
             _destroy(self.device, handle)
 
@@ -107,10 +118,19 @@ class Stream:
             if stream.device != device:
                 raise HandleError(f"stream belongs to {stream.device}, the arrays are on {device}")
             return stream
+        return Stream(device, Stream.number(stream))
+
+    @staticmethod
+    def number(stream: object) -> int:
+        """The ``CUstream`` that a caller means, on whatever GPU; as :meth:`of`."""
+        if stream.__class__ is int and stream >= 0:
+            return stream
         handle: Any = stream
         if stream is None:
-            handle = 0
-        elif hasattr(stream, "__cuda_stream__"):
+            return 0
+        if isinstance(stream, Stream):
+            return stream.handle
+        if hasattr(stream, "__cuda_stream__"):
             protocol = stream.__cuda_stream__
             _, handle = protocol() if callable(protocol) else protocol
         else:
@@ -120,7 +140,11 @@ class Stream:
                 f"stream={stream!r} is not a stream; allowed: None, an int handle, flashcore_drv.runtime.Stream, "
                 "or an object with __cuda_stream__, cuda_stream or ptr"
             )
-        return Stream(device, handle)
+        return handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """(0, the ``CUstream``): the protocol by which others take this stream."""
+        return 0, self.handle
 
 
 class Event:
