@@ -14,6 +14,7 @@ from .problem import Matrices, MergeProblem, Packed, Problem
 from .runtime import Device, Launch
 
 _MAX_BLOCKS = (1 << 31) - 1  # gridDim.x
+_MAX_GROUPS = (1 << 16) - 1  # gridDim.y
 _NO_TENSOR = Matrices(0, 0, 0, 0, 0, 0, 0)
 
 Placed = tuple[int, Matrices]
@@ -54,7 +55,37 @@ def unfused_params(
     return abi.UNFUSED_PARAMS.pack(values)
 
 
-def flash_params(spec: KernelSpec, problem: Problem, addresses: Mapping[str, int], tile_rows: int) -> bytes:
+def heads_in_a_group(problem: Problem, multiprocessors: int, l2_bytes: int) -> int:
+    """Heads whose blocks run together in the kernels that count heads fastest: a divisor of batch * num_heads.
+
+    Blocks of rows read the K and V of their head one after the other; they find them in the L2 where K and V of the
+    group take up to two thirds of it. Where that leaves few heads, the blocks in flight are many of each head and share
+    what they read anyway: then there is one group (measured in cuda/NOTES.md, third round).
+
+    Parameters
+    ----------
+    problem : Problem
+        The problem.
+    multiprocessors, l2_bytes : int
+        Of the GPU.
+    """
+    heads = problem.batch * problem.num_heads
+    sharing = problem.num_heads // problem.num_heads_kv
+    head_bytes = problem.seqlen_k * (problem.head_dim + problem.head_dim_v) * problem.dtype.itemsize
+    most = l2_bytes * 2 // 3 * sharing // max(head_bytes, 1)
+    least = max(1, multiprocessors // _ROWS_IN_FLIGHT)
+    if most < least:
+        return heads
+    groups = range(-(-heads // most), min(heads // least, _MAX_GROUPS) + 1)
+    return next((heads // n for n in groups if heads % n == 0), heads)
+
+
+_ROWS_IN_FLIGHT = 5  # blocks of rows of a head for each block that an SM holds: from here on they share enough
+
+
+def flash_params(
+    spec: KernelSpec, problem: Problem, addresses: Mapping[str, int], tile_rows: int, group_heads: int
+) -> bytes:
     """The bytes of a fused forward kernel's parameters, ``FlashFwdParams`` or ``FlashFwdScoredParams``.
 
     Parameters
@@ -68,6 +99,8 @@ def flash_params(spec: KernelSpec, problem: Problem, addresses: Mapping[str, int
         cu_seqlens_k and seqused_k.
     tile_rows : int
         Rows of the result that a block of the kernel makes.
+    group_heads : int
+        Of a group, where the grid counts heads fastest: a divisor of batch * num_heads.
     """
     packed = problem.varlen or Packed(0, 0)
     row_blocks = -(-problem.seqlen_q // tile_rows)
@@ -92,7 +125,7 @@ def flash_params(spec: KernelSpec, problem: Problem, addresses: Mapping[str, int
     for name, x in {"q": problem.q, "k": problem.k, "v": problem.v, "o": problem.o, "lse": lse}.items():
         values |= _tensor(name, (addresses.get(name, 0), x))
     heads_first = spec.family in HEADS_FIRST
-    values |= _divisor("grid_inner", problem.batch * problem.num_heads if heads_first else row_blocks)
+    values |= _divisor("grid_inner", group_heads if heads_first else row_blocks)
     values |= _divisor("num_heads", problem.num_heads)
     values |= _divisor("group", problem.num_heads // problem.num_heads_kv)
     if spec.params is abi.FLASH_FWD_SCORED_PARAMS:
@@ -169,8 +202,10 @@ def plan_flash(device: Device, spec: KernelSpec, problem: Problem, addresses: Ma
     blocks = count_blocks(kernel, problem.o)
     if blocks == 0:
         return []
-    params = flash_params(spec, problem, addresses, kernel.tile_rows)
-    return [Launch(kernel.kernel, blocks, kernel.threads, params)]
+    heads = problem.batch * problem.num_heads
+    group = heads_in_a_group(problem, device.multiprocessors, device.l2_bytes) if spec.family in HEADS_FIRST else heads
+    params = flash_params(spec, problem, addresses, kernel.tile_rows, group)
+    return [Launch(kernel.kernel, blocks * group // heads, kernel.threads, params, heads // group)]
 
 
 def plan_merge(device: Device, spec: KernelSpec, problem: MergeProblem, addresses: Mapping[str, int]) -> list[Launch]:

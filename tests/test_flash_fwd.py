@@ -8,10 +8,11 @@ from strategies import Case, Placed, aligned_storages, cases_of, lengths, storag
 from support import small_where
 
 import flashcore_drv as fc
-from flashcore_drv import catalog, dispatch, reference
+from flashcore_drv import api, catalog, dispatch, plan, reference
 from flashcore_drv.dtypes import BF16, F16, F32
 from flashcore_drv.plan import contiguous
 from flashcore_drv.problem import Problem
+from flashcore_drv.recall import Cache
 from flashcore_drv.runtime import Device
 
 HEAD_DIMS = st.sampled_from(catalog.FLASH_HEAD_DIMS)
@@ -151,6 +152,19 @@ def test_batch_invariant_bits_do_not_depend_on_the_batch(device: Device, head_di
         alone, alone_lse = fc.attention(q[one], k[one], v[one], return_lse=True, **options)
         assert alone.tobytes() == together[one].tobytes()
         assert alone_lse.tobytes() == lse[one].tobytes()
+
+
+@HEAD_DIM
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_bits_do_not_depend_on_the_groups_of_heads(device: Device, monkeypatch, head_dim, heads) -> None:
+    """Causal kernels run groups of heads whose K and V fit the L2 together one after the other."""
+    q, k, v = (normal(i, 2, 150, 3, head_dim) for i in range(3))
+    together, lse = fc.attention(q, k, v, causal=True, return_lse=True)
+    monkeypatch.setattr(plan, "heads_in_a_group", lambda *_: heads)
+    monkeypatch.setattr(api, "CACHE", Cache(256))
+    in_groups, its_lse = fc.attention(q, k, v, causal=True, return_lse=True)
+    assert in_groups.tobytes() == together.tobytes()
+    assert its_lse.tobytes() == lse.tobytes()
 
 
 def test_batch_invariant_leaves_out_the_kernel_that_only_some_batches_get(monkeypatch) -> None:

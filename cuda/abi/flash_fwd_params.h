@@ -17,7 +17,7 @@ struct FlashFwdParams {
     Tensor o;    // [batch, num_heads,    seqlen_q, head_dim_v]  T
     Tensor lse;  // [batch, num_heads,    seqlen_q, 1]           float, natural logarithm; null if not wanted
     Divisor
-        grid_inner;  // blockIdx.x = outer * inner + rest: inner counts row blocks, or heads in causal kernels
+        grid_inner;  // blockIdx.x = outer * inner + rest: inner counts row blocks, or a group's heads in causal kernels
     Divisor num_heads;
     Divisor group;  // query heads that share a key/value head
     int32_t row_blocks;

@@ -4,16 +4,18 @@
 
 namespace flashcore {
 
-// S[:, FIRST ... FIRST + COUNT) of a warp whose rows begin at `first_row` and whose keys begin at `first_key`.
-template <int M_TILES, int N_TILES, Band BAND>
+// S of a warp from its tile of rows FROM on. Its tiles of 16 rows begin at first_row, first_row + rows_apart ...; its keys
+// begin at `first_key`.
+template <int FROM = 0, int M_TILES, int N_TILES, Band BAND>
 __device__ __forceinline__ void mask(float (&S)[M_TILES][N_TILES][4], const KeyLimit<BAND>& limit,
-                                     int first_row, int first_key) {
+                                     int first_row, int rows_apart, int first_key) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int t = 0; t < M_TILES; ++t)
+    for (int t = FROM; t < M_TILES; ++t)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int row = first_row + 16 * t + 8 * h + lane / 4, first_col = first_key + lane % 4 * 2;
+            const int row = first_row + rows_apart * t + 8 * h + lane / 4,
+                      first_col = first_key + lane % 4 * 2;
             const int begin = limit.begin(row) - first_col, end = limit.end(row) - first_col;
 #pragma unroll
             for (int n = 0; n < N_TILES; ++n)

@@ -9,16 +9,17 @@ namespace flashcore {
 //   total = l e^(m ln 2 - origin) + e^(sink - origin),  factor = e^(m ln 2 - origin) / total,  lse = origin + log total.
 // Without a sink (-inf) that is 1 / l and m ln 2 + log l. A row that sees nothing has factor 0 and lse -inf.
 struct Normalised {
-    float factor, lse;
+    float origin, total, factor;
 
     __device__ Normalised(float m, float l, float sink) {
         const float seen = __fmul_rn(m, kLn2);  // as one number: a fused difference below would not be 0
-        const float origin = fmaxf(seen, sink);
+        origin = fmaxf(seen, sink);
         const float rescale = ptx::exp2_approx((seen - origin) * kLog2E);
-        const float total = fmaf(l, rescale, ptx::exp2_approx((sink - origin) * kLog2E));
+        total = fmaf(l, rescale, ptx::exp2_approx((sink - origin) * kLog2E));
         factor = total == 0.f ? 0.f : __fdividef(rescale, total);
-        lse = total == 0.f ? -INFINITY : origin + logf(total);
     }
+
+    __device__ float lse() const { return total == 0.f ? -INFINITY : origin + logf(total); }
 };
 
 }  // namespace flashcore

@@ -1,5 +1,5 @@
 // The two products of attention on a warp's fragments: M_TILES tiles of 16 query rows against 16 keys at a time, so that
-// every fragment of K or V that comes from shared memory feeds 2 * M_TILES mma.
+// every fragment of K or V that comes from shared memory feeds 2 * M_TILES mma. FROM: the first of these tiles that is made.
 #pragma once
 #include "attention/swizzle.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -44,30 +44,32 @@ struct QueryFragments {
                 for (int t = 0; t < M_TILES; ++t) ptx::ldmatrix_x4(held[k][t], address.at(t, k));
         }
     }
+    template <int FROM>
     __device__ const uint32_t (&step(int k)) [M_TILES][4] {
         if constexpr (IN_REGISTERS) {
             return held[k];
         } else {
 #pragma unroll
-            for (int t = 0; t < M_TILES; ++t) ptx::ldmatrix_x4(held[0][t], address.at(t, k));
+            for (int t = FROM; t < M_TILES; ++t) ptx::ldmatrix_x4(held[0][t], address.at(t, k));
             return held[0];
         }
     }
 };
 
 // S[:, FIRST ... FIRST + COUNT) = Q @ K^T for the keys FIRST ... of the tile at `K_offset`.
-template <typename T, int FIRST, int COUNT, typename Queries, int HEAD_DIM, int M_TILES, int N_TILES>
+template <typename T, int FIRST, int COUNT, int FROM = 0, typename Queries, int HEAD_DIM, int M_TILES,
+          int N_TILES>
 __device__ __forceinline__ void multiply_qk(float (&S)[M_TILES][N_TILES][4], Queries& Q,
                                             const FragmentAddress<HEAD_DIM>& K, uint32_t K_offset) {
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {
-        const uint32_t (&Q_frag)[M_TILES][4] = Q.step(k);
+        const uint32_t (&Q_frag)[M_TILES][4] = Q.template step<FROM>(k);
 #pragma unroll
         for (int j = FIRST / 16; j < (FIRST + COUNT) / 16; ++j) {
             uint32_t K_frag[4];
             ptx::ldmatrix_x4(K_frag, K.at(j, k, K_offset));
 #pragma unroll
-            for (int t = 0; t < M_TILES; ++t)
+            for (int t = FROM; t < M_TILES; ++t)
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     if (k == 0)
@@ -81,7 +83,7 @@ __device__ __forceinline__ void multiply_qk(float (&S)[M_TILES][N_TILES][4], Que
 }
 
 // O += P[:, FIRST ... FIRST + COUNT) @ V for the keys FIRST ... of the tile at `V_offset`.
-template <typename T, int FIRST, int COUNT, int HEAD_DIM, int M_TILES, int N_TILES, int KEYS16>
+template <typename T, int FIRST, int COUNT, int FROM = 0, int HEAD_DIM, int M_TILES, int N_TILES, int KEYS16>
 __device__ __forceinline__ void multiply_pv(float (&O)[M_TILES][N_TILES][4],
                                             const uint32_t (&P)[KEYS16][M_TILES][4],
                                             const FragmentAddress<HEAD_DIM>& V, uint32_t V_offset) {
@@ -92,7 +94,7 @@ __device__ __forceinline__ void multiply_pv(float (&O)[M_TILES][N_TILES][4],
             uint32_t V_frag[4];
             ptx::ldmatrix_x4_trans(V_frag, V.at(j, d, V_offset));
 #pragma unroll
-            for (int t = 0; t < M_TILES; ++t)
+            for (int t = FROM; t < M_TILES; ++t)
 #pragma unroll
                 for (int n = 0; n < 2; ++n)
                     ptx::mma_m16n8k16<T>(O[t][2 * d + n], P[j][t], V_frag[2 * n], V_frag[2 * n + 1]);

@@ -33,7 +33,7 @@ struct OnlineSoftmax {
 
     using Rows = float[M_TILES][2];  // element [t][h] is that of row 16 t + 8 h + lane / 4
     Rows m, l;                       // l: of this lane's columns until finish()
-    bool may_speculate = false, has_failed = false;
+    enum Speculation { kNotYet, kGoing, kFailed } speculation = kNotYet;
 
     __device__ OnlineSoftmax() {
 #pragma unroll
@@ -46,14 +46,14 @@ struct OnlineSoftmax {
     }
 
     // P = exp2(scale * S - m) for the keys FIRST ... FIRST + COUNT of a tile, and its sums added to `sum`.
-    template <typename T, int FIRST, int COUNT, int N_TILES, int KEYS16>
+    template <typename T, int FIRST, int COUNT, int FROM = 0, int N_TILES, int KEYS16>
     __device__ __forceinline__ void exponentials(const float (&S)[M_TILES][N_TILES][4],
                                                  uint32_t (&P)[KEYS16][M_TILES][4], float scale,
                                                  Rows& sum) const {
 #pragma unroll
         for (int j = FIRST / 16; j < (FIRST + COUNT) / 16; ++j)
 #pragma unroll
-            for (int t = 0; t < M_TILES; ++t)
+            for (int t = FROM; t < M_TILES; ++t)
 #pragma unroll
                 for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -71,24 +71,19 @@ struct OnlineSoftmax {
         bool fits = true;  // false for NaN, too
 #pragma unroll
         for (int t = 0; t < M_TILES; ++t) fits &= sum[t][0] < kLargestSum && sum[t][1] < kLargestSum;
-        fits = __all_sync(0xffffffffu, fits);
-        if (fits) {
+        if (!__all_sync(0xffffffffu, fits)) return false;
 #pragma unroll
-            for (int t = 0; t < M_TILES; ++t)
+        for (int t = 0; t < M_TILES; ++t)
 #pragma unroll
-                for (int h = 0; h < 2; ++h) l[t][h] += sum[t][h];
-        } else {
-            has_failed = true;
-            may_speculate = false;
-        }
-        return fits;
+            for (int h = 0; h < 2; ++h) l[t][h] += sum[t][h];
+        return true;
     }
 
     // peak = largest S of the keys FIRST ... FIRST + COUNT, in this lane; with FIRST > 0, of those before them, too.
-    template <int FIRST, int COUNT, int N_TILES>
+    template <int FIRST, int COUNT, int FROM = 0, int N_TILES>
     __device__ __forceinline__ static void search(const float (&S)[M_TILES][N_TILES][4], Rows& peak) {
 #pragma unroll
-        for (int t = 0; t < M_TILES; ++t)
+        for (int t = FROM; t < M_TILES; ++t)
 #pragma unroll
             for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -123,10 +118,10 @@ struct OnlineSoftmax {
     }
 
     // Moves the origins to the rows' largest score so far, and rescales O.
-    template <int O_TILES>
+    template <int FROM = 0, int O_TILES>
     __device__ __forceinline__ void settle(const Rows& peak, float (&O)[M_TILES][O_TILES][4], float scale) {
 #pragma unroll
-        for (int t = 0; t < M_TILES; ++t)
+        for (int t = FROM; t < M_TILES; ++t)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const float rescale = move_origin(t, h, peak, scale);
@@ -138,13 +133,17 @@ struct OnlineSoftmax {
             }
     }
 
-    // Speculation begins when every row of the warp has an origin.
-    __device__ __forceinline__ void consider_speculation() {
-        if (has_failed) return;
+    // After a search: speculation begins when every row of the warp has an origin, and is over once a tile that it was `tried`
+    // on was searched after all. Set here, it costs a speculative tile nothing.
+    __device__ __forceinline__ void consider_speculation(bool tried) {
+        if (speculation != kNotYet) {
+            if (tried) speculation = kFailed;
+            return;
+        }
         bool seen = true;
 #pragma unroll
         for (int t = 0; t < M_TILES; ++t) seen &= m[t][0] > kNoOrigin && m[t][1] > kNoOrigin;
-        may_speculate = __all_sync(0xffffffffu, seen);
+        if (__all_sync(0xffffffffu, seen)) speculation = kGoing;
     }
 
     // Sums up the lanes of a row.

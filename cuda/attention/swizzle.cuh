@@ -3,6 +3,8 @@
 // A row is HEAD_DIM / 8 chunks of 16 bytes. ldmatrix reads one chunk of eight rows at a time, which without more would
 // lie in the same banks: so the chunks of row r are permuted, chunk c is stored at chunk c ^ swizzle(r).
 #pragma once
+#include <type_traits>
+
 #include "attention/matrix.cuh"
 #include "ptx/cp_async.cuh"
 
@@ -42,7 +44,7 @@ struct FragmentAddress {
 template <typename T, int ROWS, int HEAD_DIM, int THREADS>
 struct TileLoader {
     using Layout = Swizzle<HEAD_DIM>;
-    static constexpr int kSpan = Layout::kSpan, kRowStep = THREADS / kSpan;
+    static constexpr int kSpan = Layout::kSpan, kRowStep = THREADS / kSpan, kSteps = ROWS / kRowStep;
     static_assert(ROWS % kRowStep == 0 && kRowStep % 8 == 0,
                   "a thread copies the same chunks of rows 8 n apart");
 
@@ -51,6 +53,7 @@ struct TileLoader {
         offset;  // of this thread's first chunk, in bytes: the matrix is the same for all threads, and stays uniform
     uint32_t target;
     int row;
+    const char* at;  // this thread's first chunk of the tile that was copied last
 
     __device__ TileLoader(const Matrix<T>& matrix, uint32_t tile, unsigned thread, int /* head_dim */)
         : matrix(matrix),
@@ -58,33 +61,47 @@ struct TileLoader {
           target(tile + Layout::offset(thread / kSpan, thread % kSpan)),
           row(thread / kSpan) {}
 
-    __device__ const char* source(int first_row) const {
-        return reinterpret_cast<const char*>(matrix.data + first_row * matrix.row_stride) + offset;
-    }
-
     // Rows [first_row, first_row + ROWS), all of which exist, all HEAD_DIM columns.
-    __device__ void load(int first_row, uint32_t tile_offset) const {
-        const char* from = source(first_row);
-#pragma unroll
-        for (int i = 0; i < ROWS / kRowStep; ++i) {
-#pragma unroll
-            for (int g = 0; g < Layout::kChunks / kSpan; ++g)
-                ptx::cp_async_16(target + tile_offset + i * kRowStep * Layout::kPitch + g * kSpan * 16,
-                                 from + g * kSpan * 16);
-            from += kRowStep * sizeof(T) * matrix.row_stride;
-        }
+    __device__ void load(int first_row, uint32_t tile_offset) {
+        begin(first_row);
+        copy<false>(tile_offset, [](int) {});
     }
 
-    // The same, where rows from `rows` on are zero and not read: a copy of 0 bytes does not touch its address.
-    __device__ void load_tail(int first_row, uint32_t tile_offset, int rows) const {
-        const char* from = source(first_row);
+    // The same for the ROWS rows before those that were copied last: two registers more, a product less.
+    __device__ void load_previous(uint32_t tile_offset) {
+        at -= ROWS * sizeof(T) * matrix.row_stride;
+        copy<false>(tile_offset, [](int) {});
+    }
+
+    // As load(), where rows from `rows` on are zero and not read: a copy of 0 bytes does not touch its address. FOLDED: the
+    // order in shared memory is that of flash_fwd's folded rows, 16 from the beginning, 16 from the end and so on.
+    template <bool FOLDED = false>
+    __device__ void load_tail(int first_row, uint32_t tile_offset, int rows) {
+        begin(first_row);
+        copy<FOLDED>(tile_offset, [&](int step) { return first_row + row < rows - step ? 16 : 0; });
+    }
+
+  private:
+    __device__ void begin(int first_row) {
+        at = reinterpret_cast<const char*>(matrix.data + unsigned(first_row) * matrix.row_stride) + offset;
+    }
+
+    // bytes(i): of each 16 of this thread's row i rows below its first one; nothing: all
+    template <bool FOLDED, typename Bytes>
+    __device__ __forceinline__ void copy(uint32_t tile_offset, const Bytes& bytes) const {
+        static_assert(!FOLDED || kRowStep == 16);
+        const char* from = at;
 #pragma unroll
-        for (int i = 0; i < ROWS / kRowStep; ++i) {
-            const int bytes = first_row + row < rows - i * kRowStep ? 16 : 0;
+        for (int i = 0; i < kSteps; ++i) {
+            const int to = !FOLDED ? i : 2 * i < kSteps ? 2 * i : 2 * (kSteps - i) - 1;
 #pragma unroll
-            for (int g = 0; g < Layout::kChunks / kSpan; ++g)
-                ptx::cp_async_16(target + tile_offset + i * kRowStep * Layout::kPitch + g * kSpan * 16,
-                                 from + g * kSpan * 16, bytes);
+            for (int g = 0; g < Layout::kChunks / kSpan; ++g) {
+                const uint32_t into = target + tile_offset + to * kRowStep * Layout::kPitch + g * kSpan * 16;
+                if constexpr (std::is_void_v<decltype(bytes(0))>)
+                    ptx::cp_async_16(into, from + g * kSpan * 16);
+                else
+                    ptx::cp_async_16(into, from + g * kSpan * 16, bytes(i * kRowStep));
+            }
             from += kRowStep * sizeof(T) * matrix.row_stride;
         }
     }
@@ -101,16 +118,21 @@ struct AnyTileLoader {
 
     const Matrix<T> matrix;
     uint32_t tile;
-    int thread, head_dim;
+    int thread, head_dim, at;  // at: the first row of the tile that was copied last
 
     __device__ AnyTileLoader(const Matrix<T>& matrix, uint32_t tile, unsigned thread, int head_dim)
         : matrix(matrix), tile(tile), thread(thread), head_dim(head_dim) {}
 
-    __device__ void load(int first_row, uint32_t tile_offset) const {
+    __device__ void load(int first_row, uint32_t tile_offset) {
         load_tail(first_row, tile_offset, INT32_MAX);
     }
 
-    __device__ void load_tail(int first_row, uint32_t tile_offset, int rows) const {
+    __device__ void load_previous(uint32_t tile_offset) { load(at - ROWS, tile_offset); }
+
+    template <bool FOLDED = false>
+    __device__ void load_tail(int first_row, uint32_t tile_offset, int rows) {
+        static_assert(!FOLDED);
+        at = first_row;
 #pragma unroll kAtOnce
         for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
             const int r = (i * THREADS + thread) / kChunks, chunk = (i * THREADS + thread) % kChunks;

@@ -2,7 +2,11 @@
 //
 // A block makes BLOCK_Q rows of O for one head. Its warps own rows of Q; where key_warps > 1, warps of the same rows own
 // different keys of every tile and add up at the end. Tiles are visited from the last key to the first, so that those that
-// need a mask come first. K_smem and V_smem have one or two stages; S, P and O live in registers.
+// need a mask come first. K_smem and V_smem have one or two stages; S, P and O live in registers. Where two warps share
+// rows (paired_warps.cuh) the body is theirs.
+//
+// Folded rows: of the block's 2 n tiles of 16 rows, warp w of n has w and 2 n - 1 - w. Then the last keys of a causal block,
+// which only the later half of its rows sees, are one tile of rows for every warp instead of two for half of the warps.
 #pragma once
 #include <type_traits>
 #include <utility>
@@ -20,6 +24,7 @@
 #include "flash_fwd/place.cuh"
 #include "flash_fwd/traits.cuh"
 #include "ptx/block_index.cuh"
+#include "ptx/compute_now.cuh"
 
 namespace flashcore {
 
@@ -40,6 +45,11 @@ struct FlashFwdSm80 {
                          kThreads = kTiling.threads(), kBlocksAnSm = kTiling.blocks_an_sm;
     static constexpr int M_TILES = kTiling.m_tiles, KEYS = kTiling.keys, SLICE = kTiling.slice,
                          STAGES = kTiling.stages;
+
+    static constexpr bool kFolded = VARIANT == Variant::kCausal && kTiling.schedule == Schedule::kStraight &&
+                                    M_TILES == 2 && STAGES == 2 && kTiling.split_loops &&
+                                    kThreads == 16 * Swizzle<HEAD_DIM>::kSpan;
+    static constexpr bool kSteps = steps_copies(HEAD_DIM), kKeeps = keeps_addresses(HEAD_DIM, VARIANT);
 
     static constexpr int kTileBytes = BLOCK_KV * HEAD_DIM * 2, kQBytes = BLOCK_Q * HEAD_DIM * 2;
     static constexpr int kKAt = 0, kVAt = STAGES * kTileBytes, kQAt = 2 * kVAt;
@@ -67,10 +77,10 @@ struct FlashFwdSm80 {
 
     __device__ static void run(const Params& params) {
         const FlashFwdParams& p = fwd(params);
-        const auto [batch, head, first_row] = place(p, blockIdx.x);
+        const auto [batch, head, first_row] = place(p, block_index());
         const int head_kv = divide(head, p.group);
         const Sequence all = sequence(p, batch);
-        if (first_row >= all.seqlen_q) return;  // another sequence is longer
+        if (!kPlain && first_row >= all.seqlen_q) return;  // another sequence is longer
 
         // from here on, keys are counted from the first tile that is needed
         const Sequence rows = all.without_keys(
@@ -100,8 +110,14 @@ struct FlashFwdSm80 {
     }
 
   private:
-    __device__ static Place place(const FlashFwdParams& p, int block) {
+    __device__ static Place place(const FlashFwdParams& p, ptx::BlockIndex block) {
         return place_of<kHeadsFirst, BLOCK_Q>(p, block);
+    }
+
+    // Small problems wait for what follows from it; large ones have better use for registers.
+    __device__ static ptx::BlockIndex block_index() {
+        return VARIANT == Variant::kSmall ? ptx::block_index_by_thread()
+                                          : ptx::BlockIndex{int(blockIdx.x), int(blockIdx.y)};
     }
 
     __device__ static const FlashFwdParams& fwd(const FlashFwdParams& p) { return p; }
@@ -123,7 +139,7 @@ struct FlashFwdSm80 {
         const int warp_row;                             // first row of this warp
         const uint32_t shared;
         QueryFragments<M_TILES, HEAD_DIM, kTiling.q_in_registers> Q;
-        const FragmentAddress<HEAD_DIM> K, V;
+        FragmentAddress<HEAD_DIM> K, V;
         float S[M_TILES][KEYS / 8][4], O[M_TILES][HEAD_DIM / 8][4];
         uint32_t P[KEYS / 16][M_TILES][4];
         OnlineSoftmax<M_TILES> softmax;
@@ -141,7 +157,7 @@ struct FlashFwdSm80 {
               row_warp(threadIdx.x / 32 % kTiling.row_warps),
               key_warp(threadIdx.x / 32 / kTiling.row_warps),
               first_row(first_row),
-              warp_row(first_row + row_warp * 16 * M_TILES),
+              warp_row(first_row + first_of_warp()),
               shared(ptx::dynamic_shared_address()),
               Q(shared + kQAt + row_warp * 16 * M_TILES * HEAD_DIM * 2, lane),
               K(shared + kKAt + key_warp * KEYS * HEAD_DIM * 2, lane % 8 + lane / 16 * 8, lane / 8 % 2),
@@ -157,23 +173,35 @@ struct FlashFwdSm80 {
         __device__ static uint32_t stage(int tile) { return STAGES == 1 ? 0 : (tile & 1) * kTileBytes; }
         __device__ int first_key(int tile) const { return tile * BLOCK_KV + key_warp * KEYS; }
 
-        // Whether every row of this warp sees none of the warp's keys.
+        // This warp's tiles of 16 rows: where the first begins in the block, and how far the next is from there.
+        __device__ int first_of_warp() const { return row_warp * (kFolded ? 16 : 16 * M_TILES); }
+        __device__ int rows_apart() const {
+            return kFolded ? 16 * (2 * kTiling.row_warps - 1 - 2 * row_warp) : 16;
+        }
+
+        // Whether every row of this warp's tiles of rows up to LAST sees none of the warp's keys.
+        template <int LAST = M_TILES - 1>
         __device__ __forceinline__ bool outside(int tile) const {
-            return (BAND != Band::kAll && first_key(tile) > warp_row + 16 * M_TILES - 1 + limit.last) ||
+            return (BAND != Band::kAll &&
+                    first_key(tile) > warp_row + LAST * rows_apart() + 15 + limit.last) ||
                    (BAND == Band::kWindow && first_key(tile) + KEYS <= warp_row + limit.first);
         }
 
         // S = Q @ K^T                                               [16 * M_TILES, KEYS]
-        __device__ __forceinline__ void scores(int tile) { multiply_qk<T, 0, KEYS>(S, Q, K, stage(tile)); }
+        template <int FROM = 0>
+        __device__ __forceinline__ void scores(int tile) {
+            multiply_qk<T, 0, KEYS, FROM>(S, Q, K, stage(tile));
+        }
 
         // m = max(m, S), P = exp2(scale * S - m), l += sum of P
-        __device__ __forceinline__ void searched_softmax() {
+        template <int FROM = 0>
+        __device__ __forceinline__ void searched_softmax(bool speculation_tried) {
             const float scale = kScored ? 1.f : p.scale_log2;
             float peak[M_TILES][2];
-            softmax.template search<0, KEYS>(S, peak);
-            softmax.settle(peak, O, scale);
-            softmax.template exponentials<T, 0, KEYS>(S, P, scale, softmax.l);
-            softmax.consider_speculation();
+            softmax.template search<0, KEYS, FROM>(S, peak);
+            softmax.template settle<FROM>(peak, O, scale);
+            softmax.template exponentials<T, 0, KEYS, FROM>(S, P, scale, softmax.l);
+            softmax.consider_speculation(speculation_tried);
         }
 
         // S and P, slice by slice, without a search. False if P came out too large: then nothing has happened.
@@ -189,12 +217,21 @@ struct FlashFwdSm80 {
         // S and P of a tile
         template <Masked MASKED>
         __device__ __forceinline__ void probabilities(int tile) {
-            if (!kScored && !masked<MASKED>(tile) && softmax.may_speculate && speculate(tile)) return;
+            if (!kScored && !masked<MASKED>(tile) && softmax.speculation == softmax.kGoing && speculate(tile))
+                return;
             scores(tile);
             if constexpr (kScored)
                 Scores{params.terms, rows, p.scale_log2, batch, head}.finish(S, warp_row, first_key(tile));
-            if (masked<MASKED>(tile)) mask(S, limit, warp_row, first_key(tile));
-            searched_softmax();
+            if (masked<MASKED>(tile)) mask(S, limit, warp_row, rows_apart(), first_key(tile));
+            searched_softmax(!masked<MASKED>(tile));
+        }
+
+        // S, P and O of a tile whose keys the first of two folded tiles of rows does not see
+        __device__ __forceinline__ void later_rows(int tile) {
+            scores<1>(tile);
+            mask<1>(S, limit, warp_row, rows_apart(), first_key(tile));
+            searched_softmax<1>(false);
+            multiply_pv<T, 0, KEYS, 1>(O, P, V, stage(tile));
         }
 
         template <Masked MASKED>
@@ -224,13 +261,22 @@ struct FlashFwdSm80 {
             }
         }
 
+        // K or V of the tile before `tile`, which was copied last
+        template <typename Loader>
+        __device__ __forceinline__ static void copy_before(int tile, Loader& loader) {
+            if constexpr (kSteps)
+                loader.load_previous(stage(tile - 1));
+            else
+                loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));
+        }
+
         __device__ __forceinline__ void run(const Matrix<T>& Q_gmem, const Matrix<T>& K_gmem,
                                             const Matrix<T>& V_gmem) {
-            const Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
+            Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
                 V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim_v);
             const int last = tiles.end - 1;
             Loader<BLOCK_Q, kThreads>(Q_gmem, shared + kQAt, threadIdx.x, p.head_dim)
-                .load_tail(first_row, 0, rows.seqlen_q);
+                .template load_tail<kFolded>(first_row, 0, rows.seqlen_q);
             K_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
             ptx::cp_async_commit();
             V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
@@ -238,6 +284,10 @@ struct FlashFwdSm80 {
             ptx::cp_async_wait<1>();
             __syncthreads();  // Q_smem is complete
             Q.begin();
+            if constexpr (kKeeps) {
+                ptx::compute_now(K.base), ptx::compute_now(V.base);
+                if constexpr (!kTiling.q_in_registers) ptx::compute_now(Q.address.base);
+            }
 
             for_each_tile(last, [&]<Masked MASKED>(int tile) {
                 ptx::cp_async_wait<0>();
@@ -245,11 +295,17 @@ struct FlashFwdSm80 {
                 if constexpr (STAGES == 1) {
                     if (tile < last) V_loader.load(tile * BLOCK_KV, 0);
                 } else if (tile > 0) {
-                    K_loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));
-                    V_loader.load((tile - 1) * BLOCK_KV, stage(tile - 1));
+                    copy_before(tile, K_loader);
+                    copy_before(tile, V_loader);
                 }
                 ptx::cp_async_commit();
 
+                if constexpr (kFolded && MASKED == Masked::kYes) {
+                    if (outside<0>(tile)) {
+                        if (!outside(tile)) later_rows(tile);
+                        return;
+                    }
+                }
                 if (MASKED == Masked::kNo || !outside(tile)) probabilities<MASKED>(tile);
                 if constexpr (STAGES == 1) {
                     ptx::cp_async_wait<0>();
@@ -266,7 +322,7 @@ struct FlashFwdSm80 {
         // scheduler to itself. S of the next tile takes the registers of this one's, so nothing is speculative here.
         __device__ __forceinline__ void pipelined(const Matrix<T>& Q_gmem, const Matrix<T>& K_gmem,
                                                   const Matrix<T>& V_gmem, Matrix<T>& O_gmem) {
-            const Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
+            Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
                 V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim_v);
             const int last = tiles.end - 1;
             Loader<BLOCK_Q, kThreads>(Q_gmem, shared + kQAt, threadIdx.x, p.head_dim)
@@ -281,7 +337,7 @@ struct FlashFwdSm80 {
             __syncthreads();  // Q_smem and K_smem of the last tile are complete
             Q.begin();
             scores(last);
-            mask(S, limit, warp_row, first_key(last));  // the only tile that ends past seqlen_k
+            mask(S, limit, warp_row, rows_apart(), first_key(last));  // the only tile that ends past seqlen_k
             float peak[M_TILES][2];
             softmax.template search<0, KEYS>(S, peak);
 
@@ -306,7 +362,12 @@ struct FlashFwdSm80 {
             step.template operator()<true>(0);
         }
 
-        // O / l and lse to global memory
+        // This lane's row h of tile t of rows, in the block
+        __device__ int row_of(int t, int h) const {
+            return first_of_warp() + t * rows_apart() + 8 * h + lane / 4;
+        }
+
+        // O / l and, in a loop of its own behind a branch that all threads take, lse to global memory
         __device__ __forceinline__ void store(const Matrix<T>& O_gmem, const Sequence& rows,
                                               const Place& place) const {
             constexpr int TILES = CombineKeys::kOwnTiles;
@@ -316,7 +377,7 @@ struct FlashFwdSm80 {
             for (int t = 0; t < M_TILES; ++t)
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
-                    const int row = place.first_row + 16 * (row_warp * M_TILES + t) + 8 * h + lane / 4;
+                    const int row = place.first_row + row_of(t, h);
                     const Normalised end(softmax.m[t][h], softmax.l[t][h], sink);
                     uint32_t pairs[TILES];
 #pragma unroll
@@ -338,8 +399,16 @@ struct FlashFwdSm80 {
                                 store_pair(O_gmem.at(row, first_col + 8 * i + lane % 4 * 2), pairs[i],
                                            !kGeneral || O_gmem.aligned);
                     }
-                    if (row < rows.seqlen_q && p.lse.data != nullptr && lane % 4 == 0 && key_warp == 0)
-                        *Matrix<float>(p.lse, place.batch, place.head, rows.first_q).at(row, 0) = end.lse;
+                }
+            if (p.lse.data == nullptr) return;
+            const Matrix<float> lse(p.lse, place.batch, place.head, rows.first_q);
+#pragma unroll
+            for (int t = 0; t < M_TILES; ++t)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const int row = place.first_row + row_of(t, h);
+                    if (row < rows.seqlen_q && lane % 4 == 0 && key_warp == 0)
+                        *lse.at(row, 0) = Normalised(softmax.m[t][h], softmax.l[t][h], sink).lse();
                 }
         }
 

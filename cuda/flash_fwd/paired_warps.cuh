@@ -51,7 +51,10 @@ struct QueryRegisters {
             }
     }
 
-    __device__ const uint32_t (&step(int k) const)[1][4] { return held[k]; }
+    template <int FROM>
+    __device__ const uint32_t (&step(int k) const)[1][4] {
+        return held[k];
+    }
 };
 
 template <typename T, int HEAD_DIM, int WARPS, int KEYS, Band BAND>
@@ -113,8 +116,8 @@ struct PairedWarps {
     }
 
     // V of the next tile and K of the one after it.
-    __device__ __forceinline__ static void copy(int tile, const Loader& K_loader, const Loader& V_loader) {
-        if (tile > 0) V_loader.load((tile - 1) * KEYS, stage(tile - 1));
+    __device__ __forceinline__ static void copy(int tile, Loader& K_loader, Loader& V_loader) {
+        V_loader.load((tile - 1) * KEYS, stage(tile - 1));
         if (tile > 1) K_loader.load((tile - 2) * KEYS, stage(tile));
         ptx::cp_async_commit();
     }
@@ -129,7 +132,7 @@ struct PairedWarps {
 
     // P of a tile from its S, and what becomes of the origins.
     __device__ __forceinline__ void probabilities(int tile, bool masked) {
-        if (masked) mask(S, limit, warp_row, tile * KEYS);
+        if (masked) mask(S, limit, warp_row, 16, tile * KEYS);
         float peak[1][2], factors[1][2];
         softmax.template search<0, KEYS>(S, peak);
         const bool moved = softmax.raise(peak, p.scale_log2, factors);
@@ -194,7 +197,7 @@ struct PairedWarps {
 
     __device__ __forceinline__ void run(const Matrix<T>& Q_gmem, const Matrix<T>& K_gmem,
                                         const Matrix<T>& V_gmem) {
-        const Loader K_loader(K_gmem, ptx::shared_address(smem.K), threadIdx.x, HEAD_DIM),
+        Loader K_loader(K_gmem, ptx::shared_address(smem.K), threadIdx.x, HEAD_DIM),
             V_loader(V_gmem, ptx::shared_address(smem.V), threadIdx.x, HEAD_DIM);
         K_loader.load_tail(last * KEYS, stage(last), rows.seqlen_k);
         ptx::cp_async_commit();
@@ -206,7 +209,7 @@ struct PairedWarps {
 
         // The pair's first tile: until then its rows see no key, and it copies for the others. All warps wait at the same
         // barriers.
-        const int first = uniform(min(Tiles(limit, pair_row, pair_row + 31).end - 1, last));
+        const int first = uniform(Tiles(limit, pair_row, pair_row + 31).end - 1);
         const int masked = uniform(Tiles(limit, warp_row, warp_row).masked);
         const auto sees = [&](int tile) { return BAND == Band::kAll || tile <= first; };
         ptx::cp_async_wait<1>();
@@ -236,8 +239,9 @@ struct PairedWarps {
             const int row = place.first_row + 32 * pair + 16 * half + 8 * h + lane / 4;
             const Normalised end(softmax.m[0][h], softmax.l[0][h], sink);
             factors[h] = end.factor;
+            // here, as m and l would take registers until the end: 8 bytes of spills on sm_89
             if (row < rows.seqlen_q && p.lse.data != nullptr && lane % 4 == 0)
-                *Matrix<float>(p.lse, place.batch, place.head, rows.first_q).at(row, 0) = end.lse;
+                *Matrix<float>(p.lse, place.batch, place.head, rows.first_q).at(row, 0) = end.lse();
         }
         publish(1, factors);  // those of tile 1 have been read
         __syncthreads();      // smem.row is complete

@@ -53,6 +53,18 @@ constexpr Band band(Variant variant) {
     }
 }
 
+// How ptxas is held to few instructions for addresses in the loop over tiles; what pays differs with the registers that are
+// left (cuda/NOTES.md, third round).
+
+// Copies step back from tile to tile instead of multiplying.
+constexpr bool steps_copies(int head_dim) { return head_dim == 128; }
+
+// The addresses of fragments are not computed again for every tile.
+constexpr bool keeps_addresses(int head_dim, Variant variant) {
+    return head_dim == 128 ? variant == Variant::kFull || variant == Variant::kCausal
+                           : head_dim == 64 && variant == Variant::kCausal;
+}
+
 // ARCH: of the PTX, 80 for sm_80: the SMs that run it differ in shared memory.
 template <int HEAD_DIM, Variant VARIANT, int ARCH>
 constexpr Tiling tiling() {
@@ -83,7 +95,7 @@ constexpr Tiling tiling() {
             if (VARIANT == Variant::kWindow || (ARCH == 80 && causal))
                 return {straight, 4, 2, 1, 32, 32, 2, false, 2, false};
             if (ARCH == 80) return {straight, 4, 2, 1, 64, 64, 1, false, 2, false};
-            return {straight, 4, 2, 1, 64, causal ? 64 : 32, 2, false, 2, causal};
+            return {straight, 4, 2, 1, 64, 64, 2, false, 2, true};
         // 72 and 96 KB; one tile of rows a warp: O of two would be 192 or 256 registers
         case 192:
             if (VARIANT == Variant::kWindow) return {straight, 4, 1, 1, 64, 64, 1, false, 2, true};

@@ -1,5 +1,6 @@
-// No instruction: a place in the program where a 64-bit value must have been computed, and cannot be computed again later.
+// No instruction: a place in the program where a value must have been computed, and cannot be computed again later.
 #pragma once
+#include <cstdint>
 
 namespace flashcore::ptx {
 
@@ -8,5 +9,6 @@ __device__ inline void compute_now(Value& value) {
     static_assert(sizeof(Value) == 8);
     asm volatile("" : "+l"(value));
 }
+__device__ inline void compute_now(uint32_t& value) { asm volatile("" : "+r"(value)); }
 
 }  // namespace flashcore::ptx

@@ -77,6 +77,11 @@ class Device:
         return self.attribute("MULTIPROCESSOR_COUNT")
 
     @functools.cached_property
+    def l2_bytes(self) -> int:
+        """Size of the L2 cache in bytes."""
+        return self.attribute("L2_CACHE_SIZE")
+
+    @functools.cached_property
     def name(self) -> str:
         """For example ``NVIDIA H200``."""
         raw: Any = driver.call("cuDeviceGetName", 256, self.handle)

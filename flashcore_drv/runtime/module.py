@@ -77,6 +77,8 @@ class Launch:
 
     Attributes
     ----------
+    blocks, groups : int
+        The grid, gridDim.x and gridDim.y.
     words : array of uint64
         The parameters, to store pointers in.
     table : int
@@ -85,8 +87,8 @@ class Launch:
         By stream, shared by twins: to change one costs more than all else here.
     """
 
-    def __init__(self, kernel: Kernel, blocks: int, threads: int, params: bytes) -> None:
-        self.kernel, self.blocks, self.threads = kernel, blocks, threads
+    def __init__(self, kernel: Kernel, blocks: int, threads: int, params: bytes, groups: int = 1) -> None:
+        self.kernel, self.blocks, self.groups, self.threads = kernel, blocks, groups, threads
         self.configs: dict[int | None, Any] = {}
         self._bytes = len(params)
         self._place(array("Q", params + bytes(-len(params) % 8)))
@@ -105,8 +107,8 @@ class Launch:
     def twin(self) -> Launch:
         """The same launch with a parameter block of its own."""
         made = object.__new__(Launch)
-        made.kernel, made.blocks, made.threads, made.configs = self.kernel, self.blocks, self.threads, self.configs
-        made._bytes = self._bytes
+        made.kernel, made.blocks, made.groups, made.threads = self.kernel, self.blocks, self.groups, self.threads
+        made.configs, made._bytes = self.configs, self._bytes
         made._place(self.words[:])
         return made
 
@@ -139,7 +141,7 @@ class Launch:
         if stream is None:
             raise HandleError("stream: used after close()")
         config = driver.module().CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = self.blocks, 1, 1
+        config.gridDimX, config.gridDimY, config.gridDimZ = self.blocks, self.groups, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
         config.sharedMemBytes = self.kernel.dynamic_shared_bytes
         config.hStream = stream
