@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-_ALIGNMENT = {"Q": 8, "q": 8, "i": 4, "f": 4}
+_ALIGNMENT = {"Q": 8, "q": 8, "i": 4, "f": 4, "128s": 64}
+
+Scalar = int | float | bytes
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,13 @@ class Struct:
             end = start + struct.calcsize(kind)
         return struct.Struct(fmt + "x" * (self.size - end))
 
-    def pack(self, values: dict[str, int | float]) -> bytes:
+    def pack(self, values: Mapping[str, Scalar]) -> bytes:
         """The bytes of the struct. `values` names every scalar, no more and no fewer (KeyError)."""
         if extra := values.keys() - self.offsets.keys():
             raise KeyError(f"{self.name} has no member {sorted(extra)}")
         return self.packer.pack(*(values[name] for name in self.offsets))
 
-    def unpack(self, data: bytes) -> dict[str, int | float]:
+    def unpack(self, data: bytes) -> dict[str, Any]:
         """The scalars by name."""
         return dict(zip(self.offsets, self.packer.unpack(data)))
 
@@ -80,6 +84,9 @@ KERNEL_INFO = Struct(
         ("tile_cols", "i"),
         ("tiles_a_block", "i"),
         ("params_bytes", "i"),
+        ("box_rows_q", "i"),
+        ("box_rows_kv", "i"),
+        ("blocks_an_sm", "i"),
     ),
 )
 TENSOR = Struct(
@@ -136,6 +143,22 @@ FLASH_FWD_PARAMS = Struct(
 FLASH_FWD_SCORED_PARAMS = Struct(
     "FlashFwdScoredParams", "abi/flash_fwd_params.h", (("fwd", FLASH_FWD_PARAMS), ("terms", SCORE_TERMS))
 )
+TENSOR_MAP = Struct("TensorMap", "abi/tensor_map.h", (("opaque", "128s"),))
+TILE_SCHEDULE = Struct(
+    "TileSchedule",
+    "abi/flash_fwd_tma_params.h",
+    tuple((name, "i") for name in ("tiles", "heads_first", "paired", "unused")),
+)
+FLASH_FWD_TMA_PARAMS = Struct(
+    "FlashFwdTmaParams",
+    "abi/flash_fwd_tma_params.h",
+    (
+        ("fwd", FLASH_FWD_PARAMS),
+        ("terms", SCORE_TERMS),
+        ("schedule", TILE_SCHEDULE),
+        *((f"{name}_map", TENSOR_MAP) for name in ("q", "k", "v")),
+    ),
+)
 MERGE_PARAMS = Struct(
     "MergeParams",
     "abi/merge_params.h",
@@ -154,6 +177,9 @@ STRUCTS = (
     SCORE_TERMS,
     FLASH_FWD_PARAMS,
     FLASH_FWD_SCORED_PARAMS,
+    TENSOR_MAP,
+    TILE_SCHEDULE,
+    FLASH_FWD_TMA_PARAMS,
     MERGE_PARAMS,
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from . import unfused
+from .dispatch import IMPLS
 from .dtypes import F32
 from .errors import InvalidArgument
 from .interop import ArrayView, refuse_immutable, view_of
@@ -79,8 +80,10 @@ def attention(
     layout : str
         "bshd" or "bhsd", of q, k, v and the result.
     impl : str
-        "auto" or "flash": one fused kernel. "unfused": three, with the scores in memory between them, for sequences of
-        at least 1 and without window_size and what follows it here (see :mod:`flashcore_drv.unfused`).
+        "auto" or "flash": one fused kernel. On compute capability 9.0 that is of the family "flash_sm90" (TMA, wgmma)
+        wherever TMA can express q, k and v, elsewhere of "flash_sm80"; either can be asked for by name. "unfused":
+        three, with the scores in memory between them, for sequences of at least 1 and without window_size and what
+        follows it here (see :mod:`flashcore_drv.unfused`).
     return_lse : bool
         Also return log sum exp of the scores (natural logarithm), float32 [batch, num_heads, seqlen_q].
     batch_invariant : bool
@@ -177,6 +180,7 @@ def attention_varlen(
     bias: Any = None,
     sinks: Any = None,
     seqused_k: Any = None,
+    impl: str = "auto",
     return_lse: bool = False,
     batch_invariant: bool = False,
     out: Any = None,
@@ -202,6 +206,8 @@ def attention_varlen(
         As in :func:`attention`, with each sequence's own lengths; lse is [num_heads, total_q].
     bias : None
         Refused: a bias is a rectangle of one length for all.
+    impl : str
+        As in :func:`attention`, but not "unfused".
     out, stream
         As in :func:`attention`.
 
@@ -223,7 +229,7 @@ def attention_varlen(
     return _attend(
         (q, k, v, out, alibi_slopes, None, sinks, seqused_k, cu_seqlens_q, cu_seqlens_k),
         stream,
-        "flash",
+        impl,
         softmax_scale,
         causal,
         window_size,
@@ -266,7 +272,7 @@ def plan_attention(
     softmax_scale, causal, window_size, softcap, layout, return_lse, batch_invariant
         As in :func:`attention`.
     impl : str
-        "auto" or "flash". "unfused" needs memory for each call, and is refused.
+        As in :func:`attention`. "unfused" needs memory for each call, and is refused.
     device : Device or int, optional
         Where calls run; by default where the arrays are, or the current GPU.
 
@@ -312,6 +318,7 @@ def plan_attention_varlen(
     bias: Any = None,
     sinks: Any = None,
     seqused_k: Any = None,
+    impl: str = "auto",
     return_lse: bool = False,
     batch_invariant: bool = False,
     out: Any = None,
@@ -334,7 +341,7 @@ def plan_attention_varlen(
     return _plan(
         likes,
         device,
-        "flash",
+        impl,
         softmax_scale=softmax_scale,
         causal=causal,
         window_size=window_size,
@@ -361,7 +368,8 @@ def _refuse_bias(bias: Any) -> None:
 def _plan(likes: tuple[Any, ...], device: Device | int | None, impl: str, **options: Any) -> Plan:
     """The plan for q, k, v, out and the small inputs in the order of SIDES, None where there is none."""
     if impl == "unfused":
-        raise InvalidArgument("impl='unfused' needs memory for the scores of each call; allowed in a plan: auto, flash")
+        allowed = ", ".join(x for x in IMPLS if x != impl)
+        raise InvalidArgument(f"impl='unfused' needs memory for the scores of each call; allowed in a plan: {allowed}")
     (q, q_place), (k, k_place), (v, v_place) = (expected(x, name) for x, name in zip(likes, "qkv"))
     out, out_place = expected_output(likes[3], q, v)
     small = [expected(x, name) for x, name in zip(likes[4:], SIDES) if x is not None]

@@ -14,6 +14,9 @@ from .dtypes import BF16, F16, DType
 PTX_ARCHS = (80, 89)
 """The compute capabilities that kernels are compiled for as PTX: a GPU gets the highest that is not above its own."""
 
+HOPPER = 90
+"""The compute capability for whose own instructions kernels are compiled besides: compute_90a runs on 9.0 alone."""
+
 
 @dataclass(frozen=True)
 class KernelSpec:
@@ -22,15 +25,24 @@ class KernelSpec:
     family: str
     dtype: DType
     size: str  # what the variants of a family differ in: "d64" (largest head_dim), "w8" (warps a row), "r32" (rows)
-    arch: int  # compute capability of its PTX: 89 stands for compute_89
+    arch: int  # compute capability of its PTX: 89 stands for compute_89, and 90 for compute_90a
     header: str
     cpp: str
     params: abi.Struct
 
     @property
+    def target(self) -> str:
+        """Of its PTX, ``89`` or ``90a``: what follows ``compute_``."""
+        return f"{self.arch}a" if self.arch == HOPPER else str(self.arch)
+
+    @property
     def stem(self) -> str:
         """For example ``qk_wmma_f16_d64_sm89``."""
-        return f"{self.family}_{self.dtype}_{self.size}_sm{self.arch}"
+        return f"{self.family}_{self.dtype}_{self.size}_sm{self.target}"
+
+    def cubin_target(self, arch: int) -> str:
+        """What its PTX is assembled for to run on a GPU of compute capability `arch`: ``89``, ``90a``."""
+        return self.target if self.arch == HOPPER else str(arch)
 
 
 UNFUSED_HEAD_DIMS = (64, 128)
@@ -69,8 +81,16 @@ FLASH_VARIANTS = {
 }
 """Families of the fused forward: the name of their ``Variant`` (``cuda/flash_fwd/traits.cuh``) and its head_dims."""
 
-HEADS_FIRST = ("flash_fwd_causal", "flash_fwd_window", "flash_fwd_general", "flash_fwd_scored")
-"""Families whose grid counts heads fastest and starts with the last rows; the others count blocks of rows fastest."""
+HEADS_FIRST = (
+    "flash_fwd_causal",
+    "flash_fwd_window",
+    "flash_fwd_general",
+    "flash_fwd_scored",
+)
+"""Families whose grid counts heads fastest and starts with the last rows; the others count blocks of rows fastest.
+
+Persistent grids have a schedule of their own.
+"""
 
 
 def _flash_fwd(arch: int, dtype: DType) -> list[KernelSpec]:
@@ -82,6 +102,30 @@ def _flash_fwd(arch: int, dtype: DType) -> list[KernelSpec]:
             row = f"tiling<{d}, Variant::k{variant}, {arch}>()"
             cpp = f"FlashFwdSm80<{dtype.cpp}, {d}, Variant::k{variant}, {row}>"
             specs.append(KernelSpec(family, dtype, f"d{d}", arch, header, cpp, params))
+    return specs
+
+
+TMA_HEAD_DIMS = (64, 96, 128, 192, 256)
+"""Largest head_dim of each built variant of the fused forward for Hopper's own instructions."""
+
+TMA_VARIANTS = {
+    "flash_fwd_tma": ("Full", TMA_HEAD_DIMS),
+    "flash_fwd_tma_causal": ("Causal", TMA_HEAD_DIMS),
+    "flash_fwd_tma_window": ("Window", TMA_HEAD_DIMS),
+    "flash_fwd_tma_scored": ("Scored", TMA_HEAD_DIMS),
+    "flash_fwd_tma_causal_short": ("Causal", (64,)),
+}
+"""Families of the fused forward by TMA and wgmma: their ``Variant`` and head_dims."""
+
+
+def _flash_fwd_tma(dtype: DType) -> list[KernelSpec]:
+    specs = []
+    for family, (variant, head_dims) in TMA_VARIANTS.items():
+        for d in head_dims:
+            row = "kShortTilingSm90" if family.endswith("_short") else f"tiling_sm90<{d}, Variant::k{variant}>()"
+            cpp = f"FlashFwdSm90<{dtype.cpp}, {d}, Variant::k{variant}, {row}>"
+            header, params = "flash_fwd/flash_fwd_sm90.cuh", abi.FLASH_FWD_TMA_PARAMS
+            specs.append(KernelSpec(family, dtype, f"d{d}", HOPPER, header, cpp, params))
     return specs
 
 
@@ -99,9 +143,23 @@ CATALOG: tuple[KernelSpec, ...] = tuple(
     for arch in PTX_ARCHS
     for dtype in (F16, BF16)
     for spec in (*_unfused(arch, dtype), *_flash_fwd(arch, dtype), _merge(arch, dtype))
-)
+) + tuple(spec for dtype in (F16, BF16) for spec in _flash_fwd_tma(dtype))
 
 
 def ptx_arch(arch: int) -> int | None:
-    """The PTX arch that a GPU of compute capability `arch` (90 stands for 9.0) gets, None below the lowest."""
+    """The PTX arch that a GPU of compute capability `arch` (90 stands for 9.0) gets, None below the lowest.
+
+    Hopper's own is besides this: :func:`ptx_archs`.
+    """
     return max((a for a in PTX_ARCHS if a <= arch), default=None)
+
+
+def ptx_archs(arch: int) -> tuple[int, ...]:
+    """The arch of every PTX that such a GPU gets: :func:`ptx_arch`, and Hopper's own."""
+    shared = ptx_arch(arch)
+    return () if shared is None else (shared, HOPPER) if arch == HOPPER else (shared,)
+
+
+def kernels_of(arch: int) -> tuple[KernelSpec, ...]:
+    """Every kernel that a GPU of compute capability `arch` gets, in the order of the catalog."""
+    return tuple(spec for spec in CATALOG if spec.arch in ptx_archs(arch))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from . import catalog, tuned
+from . import catalog, tma, tuned
 from .catalog import CATALOG, KernelSpec
 from .dtypes import DType
 from .errors import InvalidArgument, Unsupported
 from .problem import Problem
 from .tuned import UNKNOWN_GPU, Gpu
 
-IMPLS = ("auto", "flash", "unfused")
+IMPLS = ("auto", "flash", "flash_sm80", "flash_sm90", "unfused")
 
 _ROW_WARPS_CROSSOVER = 1024  # keys; above it a single warp a row leaves the memory waiting
 
@@ -24,7 +24,8 @@ def select(problem: Problem, arch: int, impl: str = "auto", gpu: Gpu = UNKNOWN_G
     arch : int
         Compute capability of the GPU: 89 stands for 8.9.
     impl : str
-        "flash": one fused kernel. "unfused": scores, softmax and values in three. "auto" is the fastest there is.
+        "flash": one fused kernel, "flash_sm80" of the families for every GPU, "flash_sm90" of those for Hopper's own
+        instructions. "unfused": scores, softmax and values in three. "auto" is the fastest there is.
     gpu : Gpu
         Its name and its number of SMs, for choices by time: a :class:`flashcore_drv.Device` or a
         :class:`~flashcore_drv.tuned.GpuModel`.
@@ -39,7 +40,7 @@ def select(problem: Problem, arch: int, impl: str = "auto", gpu: Gpu = UNKNOWN_G
     if impl not in IMPLS:
         raise InvalidArgument(f"impl={impl!r}; allowed: {', '.join(map(repr, IMPLS))}")
     if impl != "unfused":
-        return (select_flash(problem, arch, gpu),)
+        return (select_flash(problem, arch, gpu, impl),)
     _check_unfused(problem)
     return (
         select_qk(problem.dtype, problem.head_dim, arch),
@@ -69,22 +70,66 @@ def _check_unfused(problem: Problem) -> None:
         )
 
 
-def select_flash(problem: Problem, arch: int, gpu: Gpu) -> KernelSpec:
-    """The fused kernel of a problem. Raises Unsupported."""
+def select_flash(problem: Problem, arch: int, gpu: Gpu, impl: str = "flash") -> KernelSpec:
+    """The fused kernel of a problem; see :func:`select`. Raises Unsupported.
+
+    On Hopper it is one that copies by TMA wherever the tensors allow it, but for small problems where the kernel for
+    those was measured to be faster.
+    """
+    _check_head_dims(problem, arch)
+    if impl == "flash_sm80":
+        return _select_sm80(problem, arch, gpu)
+    missing = tma.lacking(problem, arch)
+    if not missing:
+        return _select_sm90(problem, arch, gpu if impl != "flash_sm90" else None)
+    if impl == "flash_sm90":
+        raise Unsupported(
+            f"flash_fwd_tma: required q {problem.q.shape}, k {problem.k.shape}, dtype={problem.dtype}, sm_{arch}; "
+            f"built: for sm_{catalog.HOPPER} alone, tensors with elements whose rows start on 16 bytes and whose "
+            f'strides are from 0 to 2^40 bytes; missing: {"; ".join(missing)}, which impl="flash" takes'
+        )
+    return _select_sm80(problem, arch, gpu)
+
+
+def _check_head_dims(problem: Problem, arch: int) -> None:
+    """Raise Unsupported for what no fused kernel takes."""
     built = catalog.FLASH_HEAD_DIMS
-    size = next((d for d in built if max(problem.head_dim, problem.head_dim_v) <= d), None)
-    if size is None:
+    if max(problem.head_dim, problem.head_dim_v) > max(built):
         name = "head_dim" if problem.head_dim > max(built) else "head_dim_v"
         raise Unsupported(
             f"flash_fwd: required head_dim={problem.head_dim}, head_dim_v={problem.head_dim_v}, "
             f"dtype={problem.dtype}, sm_{arch}; built: head_dim and head_dim_v up to {max(built)} "
             f"({', '.join(map(str, built))}); missing: {name} {getattr(problem, name)}"
         )
-    rows = max(x.row_stride for x in (problem.q, problem.k, problem.v))
-    whole = problem.head_dim == problem.head_dim_v == size
+
+
+def _size(problem: Problem, built: tuple[int, ...]) -> int:
+    """The least of the built head_dims that holds both of the problem's."""
+    return next(d for d in built if max(problem.head_dim, problem.head_dim_v) <= d)
+
+
+def _select_sm90(problem: Problem, arch: int, gpu: Gpu | None) -> KernelSpec:
+    """The kernel for Hopper's own instructions of a problem that TMA can express; on a GPU, or one that is faster."""
+    if problem.scored:
+        family = "flash_fwd_tma_scored"
+    elif problem.causal:
+        family = "flash_fwd_tma_causal"
+    elif problem.windowed:
+        family = "flash_fwd_tma_window"
+    else:
+        family = "flash_fwd_tma"
+    size = _size(problem, catalog.TMA_HEAD_DIMS)
+    if gpu is not None and _plain(problem, size):
+        family = _fastest(family, size, problem, arch, gpu)
+    return _find(family, problem.dtype, f"d{size}", arch)
+
+
+def _select_sm80(problem: Problem, arch: int, gpu: Gpu) -> KernelSpec:
+    """The kernel of a problem on any GPU."""
+    size = _size(problem, catalog.FLASH_HEAD_DIMS)
     if problem.scored:
         family = "flash_fwd_scored"
-    elif not whole or not problem.aligned or rows > _LONGEST_ROW_STRIDE:
+    elif not _plain(problem, size):
         family = "flash_fwd_general"
     elif problem.causal:
         family = "flash_fwd_causal"
@@ -92,10 +137,21 @@ def select_flash(problem: Problem, arch: int, gpu: Gpu) -> KernelSpec:
         family = "flash_fwd_window"
     else:
         family = "flash_fwd"
+    return _find(_fastest(family, size, problem, arch, gpu), problem.dtype, f"d{size}", arch)
+
+
+def _plain(problem: Problem, size: int) -> bool:
+    """Whether the sm_8x kernels for aligned rows of `size` elements take q, k and v."""
+    rows = max(x.row_stride for x in (problem.q, problem.k, problem.v))
+    return problem.head_dim == problem.head_dim_v == size and problem.aligned and rows <= _LONGEST_ROW_STRIDE
+
+
+def _fastest(family: str, size: int, problem: Problem, arch: int, gpu: Gpu) -> str:
+    """The family to take in the place of `family`, which solves the problem."""
     # alternatives take neither lengths nor sinks, and add in another order, which must not depend on the batch
     if problem.one_length and not problem.sinks and not problem.batch_invariant:
-        family = tuned.fastest(family, size, problem, arch, gpu)
-    return _find(family, problem.dtype, f"d{size}", arch)
+        return tuned.fastest(family, size, problem, arch, gpu)
+    return family
 
 
 _LONGEST_ROW_STRIDE = 1 << 26  # elements: a thread's rows stay within 32 bits of bytes (cuda/attention/swizzle.cuh)
@@ -134,9 +190,9 @@ def _by_head_dim(family: str, dtype: DType, head_dim: int, arch: int) -> KernelS
 
 
 def _find(family: str, dtype: DType, size: str, arch: int) -> KernelSpec:
-    ptx = catalog.ptx_arch(arch)
+    """The kernel of these on a GPU of compute capability `arch`: no family has two for one GPU. Raises Unsupported."""
     for spec in CATALOG:
-        if (spec.family, spec.dtype, spec.size, spec.arch) == (family, dtype, size, ptx):
+        if (spec.family, spec.dtype, spec.size) == (family, dtype, size) and spec.arch in catalog.ptx_archs(arch):
             return spec
     archs = sorted({s.arch for s in CATALOG if s.family == family})
     dtypes = sorted({s.dtype.name for s in CATALOG if s.family == family})

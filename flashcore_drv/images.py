@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from . import abi
@@ -26,6 +26,9 @@ class LoadedKernel:
     tile_rows: int
     tile_cols: int
     tiles_a_block: int
+    box_rows_q: int
+    box_rows_kv: int
+    blocks_an_sm: int
 
 
 INSTALLED = Path(__file__).resolve().parent / "kernels"
@@ -124,4 +127,5 @@ def _load(spec: KernelSpec, device: Device) -> LoadedKernel:
             f"{path} takes {found} bytes of parameters, this package passes {spec.params.name} of {spec.params.size}; "
             f"{_remedy(device.arch)}"
         )
-    return LoadedKernel(spec, kernel, info["threads"], info["tile_rows"], info["tile_cols"], info["tiles_a_block"])
+    said = {field.name: info[field.name] for field in fields(LoadedKernel) if field.name in info}
+    return LoadedKernel(spec, kernel, **said)

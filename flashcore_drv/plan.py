@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from . import abi
+from . import abi, tma
 from .catalog import HEADS_FIRST, KernelSpec
 from .dtypes import BF16, F16, F32
 from .errors import Unsupported
 from .images import LoadedKernel, load
 from .problem import Matrices, MergeProblem, Packed, Problem
-from .runtime import Device, Launch
+from .runtime import Device, Launch, TensorMap
+from .schedule import tile_schedule
 
 _MAX_BLOCKS = (1 << 31) - 1  # gridDim.x
 _MAX_GROUPS = (1 << 16) - 1  # gridDim.y
+_MAX_TILES = 1 << 30  # of a persistent grid, whose blocks count a few rounds beyond
 _NO_TENSOR = Matrices(0, 0, 0, 0, 0, 0, 0)
 
 Placed = tuple[int, Matrices]
@@ -83,27 +85,24 @@ def heads_in_a_group(problem: Problem, multiprocessors: int, l2_bytes: int) -> i
 _ROWS_IN_FLIGHT = 5  # blocks of rows of a head for each block that an SM holds: from here on they share enough
 
 
-def flash_params(
-    spec: KernelSpec, problem: Problem, addresses: Mapping[str, int], tile_rows: int, group_heads: int
-) -> bytes:
-    """The bytes of a fused forward kernel's parameters, ``FlashFwdParams`` or ``FlashFwdScoredParams``.
+def flash_params(kernel: LoadedKernel, problem: Problem, addresses: Mapping[str, int], group_heads: int) -> bytes:
+    """The bytes of a fused forward kernel's parameters: ``FlashFwdParams``, or a struct that begins with it.
 
     Parameters
     ----------
-    spec : KernelSpec
-        The kernel.
+    kernel : LoadedKernel
+        The kernel. Tensor maps in its parameters are left empty.
     problem : Problem
         With at least one query.
     addresses : mapping of str to int
         Device addresses of q, k, v, o and of what the problem has of lse, bias, alibi_slopes, sinks, cu_seqlens_q,
         cu_seqlens_k and seqused_k.
-    tile_rows : int
-        Rows of the result that a block of the kernel makes.
     group_heads : int
         Of a group, where the grid counts heads fastest: a divisor of batch * num_heads.
     """
+    spec, device = kernel.spec, kernel.kernel.device
     packed = problem.varlen or Packed(0, 0)
-    row_blocks = -(-problem.seqlen_q // tile_rows)
+    row_blocks = -(-problem.seqlen_q // kernel.tile_rows)
     lse = contiguous(problem.batch, problem.num_heads, problem.seqlen_q, 1)
     if problem.varlen:
         lse = Matrices(problem.batch, problem.num_heads, problem.seqlen_q, 1, 0, packed.total_q, 1)
@@ -124,14 +123,37 @@ def flash_params(
         values[f"sequences.{name}"] = addresses.get(name, 0)
     for name, x in {"q": problem.q, "k": problem.k, "v": problem.v, "o": problem.o, "lse": lse}.items():
         values |= _tensor(name, (addresses.get(name, 0), x))
-    heads_first = spec.family in HEADS_FIRST
-    values |= _divisor("grid_inner", group_heads if heads_first else row_blocks)
+    schedule = tile_schedule(problem, row_blocks, device.multiprocessors)
+    inner = group_heads if spec.family in HEADS_FIRST else row_blocks
+    if kernel.blocks_an_sm:
+        inner = schedule.inner
+    values |= _divisor("grid_inner", inner)
     values |= _divisor("num_heads", problem.num_heads)
     values |= _divisor("group", problem.num_heads // problem.num_heads_kv)
-    if spec.params is abi.FLASH_FWD_SCORED_PARAMS:
-        values = {f"fwd.{name}": x for name, x in values.items()}
-        values |= {f"terms.{name}": x for name, x in _score_terms(problem, addresses).items()}
-    return spec.params.pack(values)
+    if spec.params is abi.FLASH_FWD_PARAMS:
+        return spec.params.pack(values)
+    every: dict[str, abi.Scalar] = {f"fwd.{name}": x for name, x in values.items()}
+    every |= {f"terms.{name}": x for name, x in _score_terms(problem, addresses).items()}
+    if spec.params is abi.FLASH_FWD_TMA_PARAMS:
+        words = {"tiles": schedule.tiles, "heads_first": schedule.heads_first, "paired": schedule.paired, "unused": 0}
+        every |= {f"schedule.{name}": x for name, x in words.items()}
+        every |= dict.fromkeys(_MAPS, b"")
+    return spec.params.pack(every)
+
+
+_MAPS = ("q_map.opaque", "k_map.opaque", "v_map.opaque")
+_MAP_TYPES = {F16: "FLOAT16", BF16: "BFLOAT16"}
+
+
+def tensor_maps(kernel: LoadedKernel, problem: Problem) -> dict[int, TensorMap]:
+    """The tensor maps of q, k and v by their offset in the kernel's parameters; none for a kernel that takes none."""
+    if kernel.spec.params is not abi.FLASH_FWD_TMA_PARAMS:
+        return {}
+    rows = kernel.box_rows_q, kernel.box_rows_kv, kernel.box_rows_kv
+    return {
+        abi.FLASH_FWD_TMA_PARAMS.offsets[name][0]: TensorMap(_MAP_TYPES[problem.dtype], x.dims, x.strides, box_rows)
+        for name, x, box_rows in zip(_MAPS, tma.tiled(problem), rows)
+    }
 
 
 def _score_terms(problem: Problem, addresses: Mapping[str, int]) -> dict[str, int | float]:
@@ -191,6 +213,8 @@ def _tensor(name: str, placed: Placed) -> dict[str, int | float]:
 def plan_flash(device: Device, spec: KernelSpec, problem: Problem, addresses: Mapping[str, int]) -> list[Launch]:
     """The launch of a fused forward kernel: none where there is no query.
 
+    Tensor maps in its parameters are encoded for the addresses of q, k and v, unless these are 0.
+
     Raises
     ------
     KernelImageError
@@ -204,8 +228,11 @@ def plan_flash(device: Device, spec: KernelSpec, problem: Problem, addresses: Ma
         return []
     heads = problem.batch * problem.num_heads
     group = heads_in_a_group(problem, device.multiprocessors, device.l2_bytes) if spec.family in HEADS_FIRST else heads
-    params = flash_params(spec, problem, addresses, kernel.tile_rows, group)
-    return [Launch(kernel.kernel, blocks * group // heads, kernel.threads, params, heads // group)]
+    params, maps = flash_params(kernel, problem, addresses, group), tensor_maps(kernel, problem)
+    launch = Launch(kernel.kernel, blocks * group // heads, kernel.threads, params, heads // group, maps)
+    if all(addresses.get(name) for name in "qkv"):
+        launch.place_maps([addresses[name] for name in "qkv"])
+    return [launch]
 
 
 def plan_merge(device: Device, spec: KernelSpec, problem: MergeProblem, addresses: Mapping[str, int]) -> list[Launch]:
@@ -254,14 +281,18 @@ def plan_merge(device: Device, spec: KernelSpec, problem: MergeProblem, addresse
 
 
 def count_blocks(kernel: LoadedKernel, result: Matrices) -> int:
-    """Blocks that make a result of this shape. Raises Unsupported past the largest grid."""
+    """Blocks that make a result of this shape. Raises Unsupported past the largest grid.
+
+    Those of a persistent grid make tile after tile, and there are no more than the GPU holds at once.
+    """
     col_tiles = -(-result.cols // kernel.tile_cols)
     tiles = -(-result.rows // kernel.tile_rows) * -(-col_tiles // kernel.tiles_a_block)
     blocks = result.batch * result.heads * tiles
-    if blocks > _MAX_BLOCKS:
-        raise Unsupported(
-            f"{kernel.spec.stem}: a result {result.shape} needs {blocks} blocks; a grid has up to {_MAX_BLOCKS}"
-        )
+    most = _MAX_TILES if kernel.blocks_an_sm else _MAX_BLOCKS
+    if blocks > most:
+        raise Unsupported(f"{kernel.spec.stem}: a result {result.shape} needs {blocks} blocks; a grid has up to {most}")
+    if kernel.blocks_an_sm:
+        return min(blocks, kernel.kernel.device.multiprocessors * kernel.blocks_an_sm)
     return blocks
 
 

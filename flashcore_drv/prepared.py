@@ -23,7 +23,7 @@ SIDES = {
 
 
 def _word(name: str) -> int:
-    """Which 8 bytes of the parameters hold a pointer: of both structs, for one begins with the other."""
+    """Which 8 bytes of the parameters hold a pointer: of all structs, for each begins with the shorter ones."""
     offset, _ = abi.FLASH_FWD_SCORED_PARAMS.offsets[name]
     return offset // 8
 
@@ -101,6 +101,7 @@ class Prepared:
         made = self.launch.twin()
         words = made.words
         words[_Q], words[_K], words[_V], words[_O] = q, k, v, o
+        made.place_maps((q, k, v))
         if lse:
             words[_LSE] = lse
         for at, address in zip(self._side_words, sides):
@@ -113,7 +114,8 @@ class Prepared:
     @property
     def pointer_words(self) -> tuple[int, ...]:
         """The words of the launch's parameters that depend on addresses."""
-        return (_Q, _K, _V, _O, *((_LSE,) if self.problem.return_lse else ()), *self._side_words)
+        mapped = () if self.launch is None else self.launch.map_words
+        return (_Q, _K, _V, _O, *((_LSE,) if self.problem.return_lse else ()), *self._side_words, *mapped)
 
 
 _MOST_READY = 128  # launches of half a KB, of one problem

@@ -23,12 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .catalog import FLASH_VARIANTS
+from .catalog import FLASH_VARIANTS, HOPPER, TMA_VARIANTS
 from .problem import Problem
 
 FOLDER = Path(__file__).parent / "tuned"
 
-ALTERNATIVES = {"flash_fwd": ("flash_fwd", "flash_fwd_small")}
+ALTERNATIVES = {
+    "flash_fwd": ("flash_fwd", "flash_fwd_small"),
+    "flash_fwd_tma": ("flash_fwd_tma", "flash_fwd_small"),
+    "flash_fwd_tma_causal": ("flash_fwd_tma_causal", "flash_fwd_tma_causal_short"),
+}
 """Families that solve what a family solves, up to the order in which they add, and may be faster."""
 
 
@@ -83,9 +87,17 @@ class WaveCost:
         return start + -(-problem.seqlen_k // self.keys) * self.keys * key
 
 
+_VARIANTS = FLASH_VARIANTS | TMA_VARIANTS
+
+
 def alternatives(family: str, head_dim: int) -> tuple[str, ...]:
     """The families among which the fastest is chosen in the place of `family`, itself first."""
-    return tuple(f for f in ALTERNATIVES.get(family, (family,)) if head_dim in FLASH_VARIANTS[f][1])
+    return tuple(f for f in ALTERNATIVES.get(family, (family,)) if head_dim in _VARIANTS[f][1])
+
+
+def contested(family: str) -> tuple[int, ...]:
+    """The head_dims for which a family of ALTERNATIVES has another beside it."""
+    return tuple(d for d in _VARIANTS[family][1] if len(alternatives(family, d)) > 1)
 
 
 def fastest(family: str, head_dim: int, problem: Problem, arch: int, gpu: Gpu) -> str:
@@ -160,13 +172,18 @@ def model(arch: int) -> dict[str, WaveCost]:
 
 
 def adapted(costs: dict[str, WaveCost], arch: int) -> dict[str, WaveCost]:
-    """The constants of another GPU with the blocks that an SM of this compute capability holds."""
+    """The constants of another GPU with the blocks that an SM of this compute capability holds.
+
+    SMs with Hopper's own instructions are all alike: kernels of these keep what they have, and are nowhere else.
+    """
     facts = json.loads((FOLDER / "kernels.json").read_text())
-    return {
-        name: replace(cost, blocks_an_sm=blocks_an_sm(arch, **facts[name]))
-        for name, cost in costs.items()
-        if name in facts
-    }
+    found = {}
+    for name, cost in costs.items():
+        if name in facts:
+            found[name] = replace(cost, blocks_an_sm=blocks_an_sm(arch, **facts[name]))
+        elif arch == HOPPER:
+            found[name] = cost
+    return found
 
 
 def blocks_an_sm(arch: int, *, threads: int, registers: int, shared_bytes: int, **_: int) -> int:

@@ -139,8 +139,8 @@ def rules(archs: list[int]) -> None:
     write_if_changed(BUILD / "gen" / "abi_check.h", abi.check_header())
 
     # The emulator runs the PTX of its own arch (sm_89), so that is always there.
-    ptx_archs = {catalog.ptx_arch(a) for a in archs} | {89}
-    specs = [s for s in catalog.CATALOG if s.arch in ptx_archs]
+    wanted = {arch: set(catalog.kernels_of(arch)) for arch in {*archs, 89}}
+    specs = [s for s in catalog.CATALOG if any(s in of_arch for of_arch in wanted.values())]
     ptx, cubins, lines = [], [], []
     for spec in specs:
         source, target = f"build/gen/{spec.stem}.cu", f"build/ptx/{spec.stem}.ptx"
@@ -148,16 +148,16 @@ def rules(archs: list[int]) -> None:
         ptx.append(target)
         lines += [
             f"{target}: {source} build/compiler.txt",
-            f"\t@{compiler} -ptx -arch=compute_{spec.arch} {NVCC_FLAGS} -Icuda -Ibuild/gen "
+            f"\t@{compiler} -ptx -arch=compute_{spec.target} {NVCC_FLAGS} -Icuda -Ibuild/gen "
             f"-MD -MP -MF {target}.d -MT {target} -o $@ $<",
             f"-include {target}.d",
         ]
-        for arch in (a for a in archs if catalog.ptx_arch(a) == spec.arch):
-            cubin = f"build/cubin/sm_{arch}/{spec.stem}.cubin"
+        for arch in (a for a in archs if spec in wanted[a]):
+            cubin, target_arch = f"build/cubin/sm_{arch}/{spec.stem}.cubin", spec.cubin_target(arch)
             cubins.append(cubin)
             lines += [
                 f"{cubin}: {target}",
-                f"\t@{ptxas} -arch=sm_{arch} {PTXAS_FLAGS} -o $@ $< 2> $@.log || {{ cat $@.log; exit 1; }}",
+                f"\t@{ptxas} -arch=sm_{target_arch} {PTXAS_FLAGS} -o $@ $< 2> $@.log || {{ cat $@.log; exit 1; }}",
                 # ptxas reports wgmma that it had to serialise as information, which -Werror lets pass.
                 "\t@! grep -H 'C75[0-9][0-9]' $@.log || { rm -f $@; exit 1; }",
             ]
@@ -226,7 +226,7 @@ def table(archs: list[int]) -> None:
     spilled = []
     for arch in archs:
         folder = BUILD / "cubin" / f"sm_{arch}"
-        rows = [resources(arch, s) for s in catalog.CATALOG if s.arch == catalog.ptx_arch(arch)]
+        rows = [resources(arch, s) for s in catalog.kernels_of(arch)]
         kept = {f"{r['stem']}.cubin" for r in rows} | {f"{r['stem']}.cubin.log" for r in rows}
         for path in folder.iterdir():
             if path.name not in kept:
@@ -239,11 +239,11 @@ def table(archs: list[int]) -> None:
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         print(f"\nsm_{arch}: {len(rows)} kernels in {folder.relative_to(ROOT)} (nvcc {version})")
-        print(f"{'stem':32} {'registers':>9} {'shared bytes':>16} {'spills':>6} {'blocks/SM':>9}")
+        print(f"{'stem':36} {'registers':>9} {'shared bytes':>16} {'spills':>6} {'blocks/SM':>9}")
         for r in rows:
             shared = f"{r['shared_static_bytes']} + {r['shared_dynamic_bytes']}"
             blocks = "-" if r["blocks_per_sm"] is None else r["blocks_per_sm"]
-            print(f"{r['stem']:32} {r['registers']:>9} {shared:>16} {r['spill_bytes']:>6} {blocks:>9}")
+            print(f"{r['stem']:36} {r['registers']:>9} {shared:>16} {r['spill_bytes']:>6} {blocks:>9}")
             if r["spill_bytes"]:
                 spilled.append(f"{r['stem']} (sm_{arch})")
     if spilled:

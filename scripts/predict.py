@@ -73,8 +73,8 @@ class Models:
         return self.of(next(spec for spec in CATALOG if spec.stem == stem)).predict(shape, causal)
 
     def predict(self, shape: Shape, causal: bool) -> dict[str, Any]:
-        """A problem, with the kernel that dispatch takes."""
-        spec = select_flash(replace(shape, causal=causal).problem, self.gpu.arch, self.gpu)
+        """A problem, with the kernel that dispatch takes of the families for every GPU: no others are modelled."""
+        spec = select_flash(replace(shape, causal=causal).problem, self.gpu.arch, self.gpu, "flash_sm80")
         if spec.family == "flash_fwd_general":
             raise Unsupported(f"{shape}: the general kernel is not modelled; head_dim 32, 64, 96, 128, 192 or 256")
         return self.of(spec).predict(shape, causal)

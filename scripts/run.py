@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--softcap", type=float, default=0.0, help="bound of the scores by tanh (default: 0, none)")
     add("--scale", type=float, help="factor of the scores (default: head_dim ** -0.5)")
     add("--layout", choices=["bshd", "bhsd"], default="bshd", help="of q, k, v and the output (default: bshd)")
-    add("--impl", choices=dispatch.IMPLS, default="auto", help="flash: fused; unfused: stage by stage; auto: both")
+    add("--impl", choices=dispatch.IMPLS, default="auto", help="flash…: fused; unfused: stage by stage; auto: both")
     add("--seed", type=int, default=0, help="of the generated input (default: 0)")
     add("--output", type=Path, metavar="FILE.npy", help="where to save the result (bf16 is saved as float32)")
     add("--repeat", type=int, default=100, help="launches of each part in a timed graph (default: 100)")

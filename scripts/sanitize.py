@@ -2,6 +2,7 @@
 
     python scripts/sanitize.py                           every kernel
     python scripts/sanitize.py qk_wmma_f16_d64_sm89      one kernel
+    python scripts/sanitize.py 'flash_fwd_tma_*'         those that match, of what the GPU (or emulated arch) gets
     python scripts/sanitize.py 1x8x512x512x64            batch x heads x seqlen_q x seqlen_k x head_dim, every stage
 
 On the emulator it reports, by source line, what is wrong (races, accesses out of bounds, uninitialised reads,
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import fnmatch
 import json
 import multiprocessing
 import os
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import flashcore_drv as fc
-from flashcore_drv.catalog import CATALOG, KernelSpec, ptx_arch
+from flashcore_drv.catalog import CATALOG, KernelSpec, kernels_of
 from flashcore_drv.interop import view_of
 from flashcore_drv.plan import plan_flash
 from flashcore_drv.runtime import Device, DeviceArray, Stream, is_emulated
@@ -47,13 +49,25 @@ QUICK_SHAPES = SHAPES[1:4]
 ANY_ROWS = ("flash_fwd_general", "flash_fwd_scored")
 """Fused kernels of any head_dim and alignment."""
 
+ONE_LENGTH = ("flash_fwd_small",)
+"""Fused kernels of problems whose sequences are all of one length."""
+
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "flash_fwd_causal": [{"causal": True}],
     "flash_fwd_window": [{"window_size": (40, 20)}],
     "flash_fwd_general": [{}, {"causal": True}],
     "flash_fwd_scored": [{"causal": True, "softcap": 5.0}],
+    "flash_fwd_tma_causal": [{"causal": True}],
+    "flash_fwd_tma_causal_short": [{"causal": True}],
+    "flash_fwd_tma_window": [{"window_size": (40, 20)}],
+    "flash_fwd_tma_scored": [{"causal": True, "softcap": 5.0}],
 }
 """What fused kernels are launched with, one after the other; those that are not here with nothing."""
+
+
+def by_tma(spec: KernelSpec) -> bool:
+    """Whether the kernel copies by tensor maps: any head_dim, rows on 16 bytes."""
+    return spec.family.startswith("flash_fwd_tma")
 
 
 def head_dims(spec: KernelSpec) -> list[int]:
@@ -61,7 +75,7 @@ def head_dims(spec: KernelSpec) -> list[int]:
     if not spec.size.startswith("d"):
         return [64]
     size = int(spec.size[1:])
-    exact = spec.family.startswith("flash_fwd") and spec.family not in ANY_ROWS
+    exact = spec.family.startswith("flash_fwd") and spec.family not in ANY_ROWS and not by_tma(spec)
     return [size] if exact else [size, size - 24]
 
 
@@ -92,7 +106,7 @@ def exercise(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
             fc.unfused.softmax(s, dtype=dtype, causal=causal, return_lse=True, out=out)
     elif spec.family.startswith("flash_fwd"):
         for options in OPTIONS.get(spec.family, [{}]):
-            for packed in (False, True)[: 1 if spec.family == "flash_fwd_small" else 2]:  # which takes one length only
+            for packed in (False, True)[: 1 if spec.family in ONE_LENGTH else 2]:
                 flash(spec, shape, head_dim, options, packed)
     elif spec.family == "attention_merge":
         outs = [placed(q_shape, dtype, gap, rng.standard_normal(q_shape)) for _ in range(2)]
@@ -112,12 +126,12 @@ def exercise(spec: KernelSpec, shape: tuple[int, ...], head_dim: int) -> None:
 def flash(
     spec: KernelSpec, shape: tuple[int, ...], head_dim: int, options: dict[str, Any], packed: bool = False
 ) -> None:
-    """Launch a fused kernel, whatever dispatch would take; only those of any rows get gaps.
+    """Launch a fused kernel, whatever dispatch would take, with such gaps as it takes.
 
     With `packed` the sequences are packed, all but the last one row shorter, with sinks and fewer keys used.
     """
     batch, heads, heads_kv, seqlen_q, seqlen_k, gap = shape
-    gap = gap if spec.family in ANY_ROWS else 0
+    gap = gap if spec.family in ANY_ROWS else -(-gap // 8) * 8 if by_tma(spec) else 0
     rng = np.random.default_rng(0)
     device, dtype = Device.current(), spec.dtype.to_numpy()
     arrays = {}
@@ -135,9 +149,9 @@ def flash(
         for name, s in (("cu_seqlens_q", seqlen_q), ("cu_seqlens_k", seqlen_k)):
             sides[name] = np.cumsum([0, *[s - 1] * (batch - 1), s]).astype(np.int32)
         sides |= {"sinks": np.ones(heads, np.float32), "seqused_k": np.full(batch, seqlen_k // 2, np.int32)}
-    if spec.family == "flash_fwd_scored":
+    if spec.family.endswith("_scored"):
         sides["alibi_slopes"] = np.full((batch, heads), 0.1, np.float32)
-    if spec.family == "flash_fwd_scored" and not packed:
+    if spec.family.endswith("_scored") and not packed:
         bias = rng.standard_normal((1, heads, seqlen_q, seqlen_k))
         sides["bias"] = placed(bias.shape, dtype, gap, bias)
     sides = {name: DeviceArray.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in sides.items()}
@@ -195,8 +209,7 @@ def softmax_keys(spec: KernelSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def work(args: argparse.Namespace) -> list[tuple[str, list[tuple[tuple[int, ...], int]]]]:
     """What to run: (stem, [(shape, head_dim)])."""
-    arch = ptx_arch(Device.current().arch)
-    specs = [s for s in CATALOG if s.arch == arch]
+    every = specs = kernels_of(Device.current().arch)
     if args.what and (match := re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)x(\d+)", args.what)):
         batch, heads, seqlen_q, seqlen_k, head_dim = map(int, match.groups())
         shape = (batch, heads, heads, seqlen_q, seqlen_k, 0)
@@ -210,9 +223,9 @@ def work(args: argparse.Namespace) -> list[tuple[str, list[tuple[tuple[int, ...]
             if len(head_dims(s)) > 1 or head_dim in head_dims(s) or s.size == warps
         ]
     if args.what:
-        specs = [s for s in specs if s.stem == args.what]
+        specs = tuple(s for s in every if fnmatch.fnmatchcase(s.stem, args.what))
         if not specs:
-            stems = ", ".join(s.stem for s in CATALOG if s.arch == arch)
+            stems = ", ".join(s.stem for s in every)
             print(f"error: {args.what!r} is neither a problem (1x8x512x512x64) nor a kernel: {stems}", file=sys.stderr)
             sys.exit(2)
     shapes = QUICK_SHAPES if args.quick else SHAPES

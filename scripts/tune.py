@@ -42,8 +42,8 @@ from shapes import DTYPES, Shape
 from tilings import Cell, Enumeration, Tiling, built_tilings, cells
 
 import flashcore_drv as fc
-from flashcore_drv import reference, tuned
-from flashcore_drv.catalog import CATALOG, FLASH_SMALL_HEAD_DIMS, KernelSpec, ptx_arch
+from flashcore_drv import catalog, reference, tuned
+from flashcore_drv.catalog import FLASH_VARIANTS, KernelSpec, ptx_arch
 from flashcore_drv.dtypes import BF16, F16, DType
 from flashcore_drv.plan import plan_flash
 from flashcore_drv.runtime import Device, DeviceArray, Graph, Stream, is_emulated
@@ -80,23 +80,23 @@ class Problems:
 
 def choice_problems(family: str) -> Problems:
     """For the choice among a family's alternatives: the full grid and latency shapes; odd lengths, GQA, both dtypes."""
-    causal = "causal" in family
+    causal, sizes = "causal" in family, tuned.contested(family)
     grid = [Shape(16384 // s, 2048 // d, 2048 // d, s, s, d, "f16", causal) for d in (64, 128) for s in GRID_SEQLENS]
     latency = [
         Shape(1, heads, heads, seqlen, seqlen, d, "f16", causal)
-        for d in FLASH_SMALL_HEAD_DIMS
+        for d in sizes
         for seqlen in (128, 256, 512, 1024, 2048)
         for heads in (1, 4, 8, 16, 24, 32, 48, 64)
     ]
     few_queries = [
         Shape(batch, heads, heads, seqlen_q, 4096, d, "f16", causal)
-        for d in FLASH_SMALL_HEAD_DIMS
+        for d in sizes
         for seqlen_q in (1, 16, 64)
         for batch, heads in ((1, 8), (1, 32), (4, 8), (7, 8))
     ]
     last_waves = [
         Shape(1, heads, heads, seqlen, seqlen, d, "f16", causal)
-        for d in FLASH_SMALL_HEAD_DIMS
+        for d in sizes
         for seqlen in (384, 768, 1536, 3072)
         for heads in (10, 20, 28, 40, 56)
     ]
@@ -105,7 +105,7 @@ def choice_problems(family: str) -> Problems:
     heads = ((1, 14, 14), (3, 10, 2), (2, 18, 6), (6, 12, 12))
     hold_out = [
         Shape(*h, *s, d, ("f16", "bf16")[i % 2], causal)
-        for i, (s, h, d) in enumerate(itertools.product((*lengths, *few), heads, FLASH_SMALL_HEAD_DIMS))
+        for i, (s, h, d) in enumerate(itertools.product((*lengths, *few), heads, sizes))
     ]
     return Problems((*grid, *latency, *few_queries, *last_waves), tuple(hold_out))
 
@@ -275,21 +275,20 @@ def conditions(device: Device, args: argparse.Namespace) -> dict[str, Any]:
 
 def built_kernel(family: str, shape: Shape, arch: int) -> KernelSpec:
     """The catalog's kernel of a family for a shape."""
-    wanted = family, DTYPES[shape.dtype], f"d{shape.head_dim}", ptx_arch(arch)
-    return next(s for s in CATALOG if (s.family, s.dtype, s.size, s.arch) == wanted)
+    wanted = family, DTYPES[shape.dtype], f"d{shape.head_dim}"
+    return next(s for s in catalog.kernels_of(arch) if (s.family, s.dtype, s.size) == wanted)
 
 
-def choice_kernels(arch: int) -> list[KernelSpec]:
-    """The kernels that `choice` times."""
-    families = {f for group in tuned.ALTERNATIVES.values() for f in group}
-    sizes = {f"d{d}" for d in FLASH_SMALL_HEAD_DIMS}
-    return [s for s in CATALOG if s.arch == ptx_arch(arch) and s.family in families and s.size in sizes]
+def choice_families(arch: int) -> list[str]:
+    """The families with alternatives that a GPU of this compute capability gets."""
+    there = {s.family for s in catalog.kernels_of(arch)}
+    return [family for family in tuned.ALTERNATIVES if family in there]
 
 
 def sweep_choice(bench: Bench, step: int) -> dict[str, list[dict[str, Any]]]:
     """Times of all alternatives: rows {"problem", "us"} of both sets."""
     found: dict[str, list[dict[str, Any]]] = {"choice": [], "hold_out": []}
-    for family in tuned.ALTERNATIVES:
+    for family in choice_families(bench.device.arch):
         problems = choice_problems(family).every(step)
         for name, rows in found.items():
             for shape in progress(getattr(problems, name), f"{family} {name}"):
@@ -389,7 +388,12 @@ def not_negative(matrix: Any, right: Any) -> Any:
 
 def chosen(shape: Shape, us: Times, costs: Mapping[str, WaveCost], multiprocessors: int) -> str:
     """The family that constants choose, among those that were timed."""
-    return min(us, key=lambda f: costs[f"{f}_d{shape.head_dim}"].time(shape.problem, multiprocessors))
+
+    def time_of(family: str) -> float:
+        cost = costs[f"{family}_d{shape.head_dim}"]
+        return cost.time(shape.problem, multiprocessors)
+
+    return min(us, key=time_of)
 
 
 def evaluate(
@@ -416,21 +420,23 @@ def evaluate(
 def choice_facts(arch: int) -> dict[str, dict[str, int]]:
     """The tile, and blocks that an SM of the GPU holds, for every kernel that `choice` times."""
     facts, tiles = {}, choice_tiles(arch)
-    for spec in choice_kernels(arch):
-        if spec.dtype is F16:
-            built = cubins.resources(arch, spec)
-            facts[f"{spec.family}_{spec.size}"] = {
-                "rows": tiles[spec.family, spec.size].block_q,
-                "keys": tiles[spec.family, spec.size].block_kv,
-                "blocks_an_sm": int(str(built["blocks_per_sm"])),
-            }
+    for base in choice_families(arch):
+        for d in tuned.contested(base):
+            for family in tuned.alternatives(base, d):
+                spec = built_kernel(family, Shape(1, 1, 1, 1, 1, d), arch)
+                info, tiling = info_of(spec), tiles.get((family, spec.size))
+                facts[f"{family}_d{d}"] = {
+                    "rows": int(info["tile_rows"]),
+                    "keys": tiling.block_kv if tiling else int(info["box_rows_kv"]),
+                    "blocks_an_sm": int(str(cubins.resources(arch, spec)["blocks_per_sm"])),
+                }
     return facts
 
 
 def choice_tiles(arch: int) -> dict[tuple[str, str], Tiling]:
-    """The tilings of the kernels that `choice` times, by family and size."""
-    families = (f for group in tuned.ALTERNATIVES.values() for f in group)
-    wanted = tuple(Cell(f, d) for f in families for d in FLASH_SMALL_HEAD_DIMS)
+    """The tilings of the kernels without tensor maps that `choice` times, by family and size."""
+    pairs = {(f, d) for base in tuned.ALTERNATIVES for d in tuned.contested(base) for f in tuned.alternatives(base, d)}
+    wanted = tuple(Cell(f, d) for f, d in sorted(pairs) if f in FLASH_VARIANTS)
     return {(cell.family, f"d{cell.head_dim}"): t for cell, t in tilings_for(arch, wanted).items()}
 
 

@@ -19,6 +19,7 @@ COMPILER = shutil.which("g++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 STRUCTS = pytest.mark.parametrize("layout", abi.STRUCTS, ids=lambda s: s.name)
 LIMITS = {"Q": (0, 2**64 - 1), "q": (-(2**63), 2**63 - 1), "i": (-(2**31), 2**31 - 1)}
+OPAQUE = "128s"
 RANDOM_STRUCTS = 200
 
 PRINTER = """
@@ -31,27 +32,32 @@ PRINTER = """
 {includes}
 using namespace flashcore;
 
-template <typename T> char kind();
-template <> char kind<uint64_t>() {{ return 'Q'; }}
-template <> char kind<void*>() {{ return 'Q'; }}
-template <> char kind<const int32_t*>() {{ return 'Q'; }}
-template <> char kind<const float*>() {{ return 'Q'; }}
-template <> char kind<int64_t>() {{ return 'q'; }}
-template <> char kind<int32_t>() {{ return 'i'; }}
-template <> char kind<float>() {{ return 'f'; }}
+template <typename T> const char* kind();
+template <> const char* kind<uint64_t>() {{ return "Q"; }}
+template <> const char* kind<void*>() {{ return "Q"; }}
+template <> const char* kind<const int32_t*>() {{ return "Q"; }}
+template <> const char* kind<const float*>() {{ return "Q"; }}
+template <> const char* kind<int64_t>() {{ return "q"; }}
+template <> const char* kind<int32_t>() {{ return "i"; }}
+template <> const char* kind<float>() {{ return "f"; }}
+template <> const char* kind<unsigned char[128]>() {{ return "128s"; }}
 
 void show(uint64_t x) {{ std::printf("%" PRIu64 "\\n", x); }}
 void show(const void* x) {{ show(reinterpret_cast<uint64_t>(x)); }}
 void show(int64_t x) {{ std::printf("%" PRId64 "\\n", x); }}
 void show(int32_t x) {{ std::printf("%" PRId32 "\\n", x); }}
 void show(float x) {{ std::printf("%a\\n", double(x)); }}
+void show(const unsigned char (&x)[128]) {{
+    for (unsigned char byte : x) std::printf("%02x", byte);
+    std::puts("");
+}}
 
 int main(int argc, char** argv) {{
     if (argc == 1) {{
 {layouts}
         return 0;
     }}
-    alignas(16) unsigned char bytes[1024];
+    alignas(64) unsigned char bytes[1024];
 {echoes}
 }}
 """
@@ -75,7 +81,7 @@ def printer(tmp_path_factory):
         layouts.append(f'std::printf("{s.name} alignof %zu -\\n", alignof({s.name}));')
         for member in s.offsets:
             kind = f"kind<decltype({s.name}{{}}.{member})>()"
-            layouts.append(f'std::printf("{s.name} {member} %zu %c\\n", offsetof({s.name}, {member}), {kind});')
+            layouts.append(f'std::printf("{s.name} {member} %zu %s\\n", offsetof({s.name}, {member}), {kind});')
         members = "".join(f"show(x->{m});" for m in s.offsets)
         echoes.append(
             f'if (!std::strcmp(argv[1], "{s.name}")) '
@@ -99,6 +105,7 @@ def members(layout):
     scalar = {
         **{kind: st.integers(*limits) | st.sampled_from(limits) for kind, limits in LIMITS.items()},
         "f": st.floats(width=32, allow_nan=False),
+        OPAQUE: st.binary(min_size=128, max_size=128),
     }
     return st.fixed_dictionaries({name: scalar[kind] for name, (_, kind) in layout.offsets.items()})
 
@@ -117,7 +124,7 @@ def test_every_member_of_the_header_is_mirrored_in_order(layout) -> None:
     text = (ROOT / "cuda" / layout.header).read_text()
     code = " ".join(line.split("//")[0] for line in text.splitlines())
     body = code.split(f"struct {layout.name} {{")[1].split("}")[0]
-    declared = [declaration.split()[-1] for declaration in body.split(";") if declaration.strip()]
+    declared = [declaration.split()[-1].split("[")[0] for declaration in body.split(";") if declaration.strip()]
     assert declared == [name for name, _ in layout.members]
 
 
@@ -136,26 +143,28 @@ def test_pack_and_unpack_are_inverse(layout, data) -> None:
 @STRUCTS
 def test_the_compiler_reads_what_python_packed(layout, printer) -> None:
     draw = random.Random(layout.name)
-    rows = []
-    for _ in range(RANDOM_STRUCTS):
-        rows.append({
-            name: struct.unpack("<f", struct.pack("<f", draw.uniform(-1e30, 1e30)))[0]
-            if kind == "f"
-            else draw.choice([draw.randint(*LIMITS[kind]), *LIMITS[kind], 0, 1])
-            for name, (_, kind) in layout.offsets.items()
-        })  # fmt: skip
+
+    def value(kind):
+        if kind == OPAQUE:
+            return draw.randbytes(128)
+        if kind == "f":
+            return struct.unpack("<f", struct.pack("<f", draw.uniform(-1e30, 1e30)))[0]
+        return draw.choice([draw.randint(*LIMITS[kind]), *LIMITS[kind], 0, 1])
+
+    rows = [{name: value(kind) for name, (_, kind) in layout.offsets.items()} for _ in range(RANDOM_STRUCTS)]
     stdin = b"".join(layout.pack(row) for row in rows)
     printed = (
         subprocess.run([printer, layout.name], input=stdin, capture_output=True, check=True).stdout.decode().split()
     )
     wanted = [value for row in rows for value in row.values()]
     assert len(printed) == len(wanted)
-    assert [float.fromhex(p) if isinstance(w, float) else int(p) for p, w in zip(printed, wanted)] == wanted
+    readers = {float: float.fromhex, int: int, bytes: bytes.fromhex}
+    assert [readers[type(w)](p) for p, w in zip(printed, wanted)] == wanted
 
 
 @STRUCTS
 def test_a_missing_or_an_extra_name_is_refused(layout) -> None:
-    values = dict.fromkeys(layout.offsets, 0)
+    values = {name: b"" if kind == OPAQUE else 0 for name, (_, kind) in layout.offsets.items()}
     first = next(iter(values))
     with pytest.raises(KeyError, match=first):
         layout.pack({name: 0 for name in values if name != first})
@@ -176,6 +185,14 @@ def test_padding_is_zero() -> None:
     assert (inner.size, outer.size, outer.alignment) == (16, 32, 8)
     packed = outer.pack({"c": -1, "inner.a": 2**64 - 1, "inner.b": -1, "d": math.inf})
     assert [i for i, byte in enumerate(packed) if byte == 0] == [4, 5, 6, 7, 20, 21, 22, 23, 24, 25, 28, 29, 30, 31]
+
+
+def test_a_tensor_map_starts_on_64_bytes() -> None:
+    """Of the parameters, which the driver puts where their alignment asks for."""
+    found = {name: at for name, (at, kind) in abi.FLASH_FWD_TMA_PARAMS.offsets.items() if kind == OPAQUE}
+    assert set(found) == {f"{name}_map.opaque" for name in "qkv"}
+    assert [at % 64 for at in found.values()] == [0, 0, 0]
+    assert abi.FLASH_FWD_TMA_PARAMS.alignment == 64
 
 
 SOURCE = (ROOT / "flashcore_drv" / "abi.py").read_text()
@@ -244,7 +261,13 @@ WRONG = {
         "Tensor.batch_stride: offset",
     ),
     "swapped tensors": ("unfused_params.h", "Tensor q; ", "Tensor lse0; Tensor q; ", "UnfusedParams.q.data: offset"),
-    "one more member": ("kernel_info.h", "int32_t params_bytes;", "int32_t params_bytes, more;", "KernelInfo: size"),
+    "one more member": (
+        "kernel_info.h",
+        "int32_t blocks_an_sm;",
+        "int32_t blocks_an_sm, more, most;",
+        "KernelInfo: size",
+    ),
+    "a map less aligned": ("tensor_map.h", "alignas(64)", "alignas(16)", "FlashFwdTmaParams.q_map.opaque: offset"),
     "aligned struct": ("tensor.h", "struct Tensor", "struct alignas(64) Tensor", "Tensor: size"),
 }
 

@@ -170,6 +170,35 @@ def test_several_archs_share_their_ptx(project, tmp_path) -> None:
     assert {p.stem for p in (folder / "ptx").glob("*.ptx")} == set(FEW)
 
 
+HOPPERS = "flash_fwd_tma_f16_d64_sm90a"
+
+
+@needs_nvcc
+def test_hopper_alone_gets_its_own_kernels(tmp_path) -> None:
+    folder = copy_sources(tmp_path, [FEW[1], HOPPERS])
+    ran = build(folder, archs="89 90 100")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    cubins = {p.parent.name: {x.stem for x in p.parent.glob("*.cubin")} for p in folder.glob("build/cubin/*/*.json")}
+    assert cubins == {"sm_89": {FEW[1]}, "sm_90": {FEW[1], HOPPERS}, "sm_100": {FEW[1]}}
+    rules = (folder / "build" / "rules.mk").read_text()
+    assert re.search(r"-arch=compute_90a .*-o \$@ \$<$", rules, re.M)
+    assert re.findall(r"ptxas -arch=(\S+)", rules) == ["sm_89", "sm_90", "sm_100", "sm_90a"]
+    ran = rules_only(folder, "89 100")
+    assert ran.returncode == 0
+    assert HOPPERS not in (folder / "build" / "rules.mk").read_text()
+
+
+@needs_nvcc
+def test_one_kernel_can_be_built_alone(tmp_path) -> None:
+    folder = copy_sources(tmp_path, [FEW[1], HOPPERS])
+    assert rules_only(folder, "89 90").returncode == 0
+    target = f"build/ptx/{HOPPERS}.ptx"
+    ran = subprocess.run(["make", "-f", "build/rules.mk", target], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert [p.stem for p in folder.glob("build/ptx/*.ptx")] == [HOPPERS]
+    assert re.search(r"^\.target sm_90a$", (folder / target).read_text(), re.M)
+
+
 # ---- what fails it
 
 
@@ -316,7 +345,7 @@ def test_structs_that_differ_from_the_host_fail_the_build(tmp_path) -> None:
     header.write_text(header.read_text().replace("int32_t tile_rows;", "int64_t tile_rows;"))
     ran = build(folder)
     assert ran.returncode != 0
-    assert "KernelInfo: size differs from flashcore_drv/abi.py" in ran.stdout + ran.stderr
+    assert "KernelInfo.tile_cols: offset differs from flashcore_drv/abi.py" in ran.stdout + ran.stderr
     assert not list((folder / "build").rglob("*.ptx"))
 
 
@@ -328,14 +357,13 @@ from pathlib import Path
 sys.path.insert(0, "scripts")
 import cubins
 from flashcore_drv import abi
-info = abi.KERNEL_INFO.pack({"abi_hash": 1, "threads": 256, "shared_bytes": 64, "tile_rows": 1, "tile_cols": 1,
-                             "tiles_a_block": 1, "params_bytes": 1})
+info = abi.KERNEL_INFO.pack(dict.fromkeys(abi.KERNEL_INFO.offsets, 1) | {"threads": 256, "shared_bytes": 64})
 folder = Path("build/cubin/sm_89")
 folder.mkdir(parents=True)
 Path("build/ptx").mkdir()
 Path("build/compiler.txt").write_text("nvcc\\nCuda compilation tools, release 13.0, V13.0.88\\n")
 for spec in cubins.catalog.CATALOG:
-    Path(f"build/ptx/{spec.stem}.ptx").write_text(f"{spec.stem}_info[32] = {{{', '.join(map(str, info))}}};")
+    Path(f"build/ptx/{spec.stem}.ptx").write_text(f"{spec.stem}_info[{len(info)}] = {{{', '.join(map(str, info))}}};")
     (folder / f"{spec.stem}.cubin").write_bytes(b"x")
     (folder / f"{spec.stem}.cubin.log").write_text(
         "    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\\nUsed 40 registers, 96 bytes smem\\n")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import ROOT
 
 from flashcore_drv import abi, catalog
-from flashcore_drv.catalog import CATALOG, KernelSpec
+from flashcore_drv.catalog import CATALOG
 from flashcore_drv.dtypes import BF16, F16
 from flashcore_drv.images import build_folder
 
@@ -23,9 +23,8 @@ needs_build = pytest.mark.skipif(not BUILT_ARCHS, reason=f"nothing is built in {
 BUILT = pytest.mark.parametrize("arch", BUILT_ARCHS or [None])
 
 
-def kernels_of(arch: int) -> list[KernelSpec]:
-    """What a GPU of this compute capability runs."""
-    return [s for s in CATALOG if s.arch == catalog.ptx_arch(arch)]
+LARGEST_SHARED_KB = {80: 99, 89: 99, catalog.HOPPER: 227}
+"""Of a block, by the PTX: what fits every GPU that runs it."""
 
 
 def test_stems_are_unique() -> None:
@@ -35,9 +34,10 @@ def test_stems_are_unique() -> None:
 
 @ENTRIES
 def test_the_stem_says_what_the_kernel_is(spec) -> None:
-    found = re.fullmatch(r"([a-z]+(?:_[a-z]+)*)_(f16|bf16)_([a-z]\d+)_sm(\d+)", spec.stem)
+    found = re.fullmatch(r"([a-z]+(?:_[a-z]+)*)_(f16|bf16)_([a-z]\d+)_sm(\d+a?)", spec.stem)
     assert found is not None
-    assert found.groups() == (spec.family, spec.dtype.name, spec.size, str(spec.arch))
+    assert found.groups() == (spec.family, spec.dtype.name, spec.size, spec.target)
+    assert spec.target == ("90a" if spec.family.startswith("flash_fwd_tma") else str(spec.arch))
 
 
 @ENTRIES
@@ -51,10 +51,24 @@ def test_the_entry_names_a_template_of_its_header(spec) -> None:
 
 
 def test_every_arch_and_dtype_has_the_same_kernels() -> None:
-    variants = {(arch, dtype): set() for arch in catalog.PTX_ARCHS for dtype in (F16, BF16)}
+    """Hopper's own apart, which no other has."""
+    variants = {(arch, dtype): set() for arch in (*catalog.PTX_ARCHS, catalog.HOPPER) for dtype in (F16, BF16)}
     for s in CATALOG:
         variants[s.arch, s.dtype].add((s.family, s.size))
+    own = [variants.pop((catalog.HOPPER, dtype)) for dtype in (F16, BF16)]
+    assert own[0] == own[1] == {(f, f"d{d}") for f, (_, sizes) in catalog.TMA_VARIANTS.items() for d in sizes}
     assert len(set(map(frozenset, variants.values()))) == 1
+    assert not own[0] & next(iter(variants.values()))
+
+
+@given(arch=st.integers(50, 130))
+def test_only_hopper_gets_its_own_kernels(arch) -> None:
+    shared = [s for s in CATALOG if s.arch == catalog.ptx_arch(arch)]
+    own = [s for s in catalog.kernels_of(arch) if s not in shared]
+    assert own == [s for s in CATALOG if s.target == "90a" and arch == 90]
+    assert {s.cubin_target(arch) for s in own} <= {"90a"}
+    assert {s.cubin_target(arch) for s in shared} <= {str(arch)}
+    assert len({(s.family, s.dtype, s.size) for s in catalog.kernels_of(arch)}) == len(catalog.kernels_of(arch))
 
 
 @given(arch=st.integers(50, 130))
@@ -73,8 +87,7 @@ def test_the_default_arch_is_built() -> None:
 
 @needs_build
 def test_the_ptx_folder_holds_the_catalog_and_nothing_else() -> None:
-    archs = {catalog.ptx_arch(a) for a in BUILT_ARCHS} | {EMULATED_PTX_ARCH}
-    needed = {f"{s.stem}.ptx" for s in CATALOG if s.arch in archs}
+    needed = {f"{s.stem}.ptx" for arch in (*BUILT_ARCHS, EMULATED_PTX_ARCH) for s in catalog.kernels_of(arch)}
     there = {path.name for path in PTX.iterdir()}
     assert needed <= there
     assert there <= {f"{s.stem}.ptx{end}" for s in CATALOG for end in ("", ".d")}
@@ -86,21 +99,21 @@ def test_the_ptx_has_the_kernel_of_its_name(path) -> None:
     text = path.read_text()
     spec = next(s for s in CATALOG if s.stem == path.stem)
     assert re.findall(r"\.visible \.entry (\w+)\(", text) == [path.stem]
-    assert re.findall(r"^\.target sm_(\d+)", text, re.M) == [str(spec.arch)]
+    assert re.findall(r"^\.target sm_(\w+)", text, re.M) == [spec.target]
     assert len(re.findall(rf"\.const .*\b{path.stem}_info\[{abi.KERNEL_INFO.size}\]", text)) == 1
 
 
 @needs_build
 @BUILT
 def test_the_cubin_folder_holds_the_catalog_and_nothing_else(arch) -> None:
-    wanted = {f"{s.stem}.cubin{end}" for s in kernels_of(arch) for end in ("", ".log")}
+    wanted = {f"{s.stem}.cubin{end}" for s in catalog.kernels_of(arch) for end in ("", ".log")}
     assert {path.name for path in (CUBIN / f"sm_{arch}").iterdir()} == wanted | {"manifest.json"}
 
 
 @needs_build
 @BUILT
 def test_the_cubin_has_the_kernel_of_its_name(arch) -> None:
-    for spec in kernels_of(arch):
+    for spec in catalog.kernels_of(arch):
         image = (CUBIN / f"sm_{arch}" / f"{spec.stem}.cubin").read_bytes()
         assert image.startswith(b"\x7fELF")
         assert set(re.findall(rb"\0\.text\.(\w+)\0", image)) == {spec.stem.encode()}
@@ -115,7 +128,7 @@ def test_the_manifest_is_complete_and_right(arch) -> None:
     assert manifest["arch"] == f"sm_{arch}"
     assert manifest["abi_hash"] == f"{abi.ABI_HASH:#018x}"
     assert re.fullmatch(r"V\d+\.\d+\.\d+", manifest["nvcc"])
-    assert [k["stem"] for k in manifest["kernels"]] == [s.stem for s in kernels_of(arch)]
+    assert [k["stem"] for k in manifest["kernels"]] == [s.stem for s in catalog.kernels_of(arch)]
     for kernel in manifest["kernels"]:
         image = (folder / f"{kernel['stem']}.cubin").read_bytes()
         log = (folder / f"{kernel['stem']}.cubin.log").read_text()
@@ -127,9 +140,9 @@ def test_the_manifest_is_complete_and_right(arch) -> None:
         assert 0 < kernel["threads"] <= 1024
         assert kernel["registers"] * kernel["threads"] <= 65536
         assert kernel["blocks_per_sm"] is None or kernel["blocks_per_sm"] >= 1
-        assert (
-            kernel["shared_static_bytes"] + kernel["shared_dynamic_bytes"] <= 99 * 1024
-        )  # fits every arch from 8.0 on
+        spec = next(s for s in CATALOG if s.stem == kernel["stem"])
+        shared_bytes = kernel["shared_static_bytes"] + kernel["shared_dynamic_bytes"]
+        assert shared_bytes <= LARGEST_SHARED_KB[spec.arch] * 1024
 
 
 def test_no_kernel_adds_by_atomics() -> None:

@@ -1,13 +1,14 @@
 """From problem and GPU to kernels: the choice fits, or the refusal says what is missing. No CUDA in it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import python_says
 
-from flashcore_drv import catalog, dispatch
+from flashcore_drv import catalog, dispatch, tma
 from flashcore_drv.catalog import CATALOG
 from flashcore_drv.dtypes import BF16, F16, F32
 from flashcore_drv.errors import InvalidArgument, Unsupported
@@ -16,6 +17,7 @@ from flashcore_drv.problem import UNBOUNDED, Bias, Matrices, Packed, Problem
 from flashcore_drv.tuned import GpuModel
 
 SUPPORTED_ARCHS = (80, 86, 87, 89, 90, 100, 120)
+ON_ANY_GPU = ("auto", "flash", "flash_sm80")
 LARGEST_HEAD_DIM, LARGEST_FUSED_HEAD_DIM = max(catalog.UNFUSED_HEAD_DIMS), max(catalog.FLASH_HEAD_DIMS)
 
 lengths = st.integers(1, 4096) | st.sampled_from([1, 1023, 1024, 1025, 65_536, 1 << 30])
@@ -56,10 +58,11 @@ too_wide_for_fused = problems(st.integers(LARGEST_FUSED_HEAD_DIM // 8 + 1, 64).m
 @given(
     problem=fused,
     arch=st.sampled_from(SUPPORTED_ARCHS),
-    impl=st.sampled_from(["auto", "flash"]),
+    impl=st.sampled_from(ON_ANY_GPU),
     sms=st.integers(1, 200),
 )
 def test_the_fused_kernel_fits_the_problem_and_the_gpu(problem, arch, impl, sms) -> None:
+    impl = "flash_sm80" if arch == catalog.HOPPER else impl
     (spec,) = dispatch.select(problem, arch, impl, GpuModel(multiprocessors=sms))
     assert spec in CATALOG
     assert spec.dtype is problem.dtype
@@ -99,7 +102,7 @@ def test_every_feature_gets_a_kernel_that_has_it(
         window_left=left, window_right=right, sinks=data.draw(st.booleans()), seqused_k=data.draw(st.booleans()),
         varlen=data.draw(st.none() | st.just(Packed(150, 250))), batch_invariant=invariant, **terms if scored else {},
     )  # fmt: skip
-    (spec,) = dispatch.select(problem, arch)
+    (spec,) = dispatch.select(problem, arch, "flash_sm80")
     built = int(spec.size[1:])
     assert built == min(d for d in catalog.FLASH_HEAD_DIMS if d >= max(head_dim, head_dim_v))
     if problem.scored:
@@ -141,8 +144,122 @@ def test_rows_too_far_apart_for_32_bits_get_the_general_kernel() -> None:
 
 @pytest.mark.parametrize(("heads", "seqlen", "family"), [(8, 512, "flash_fwd_small"), (64, 512, "flash_fwd")])
 def test_few_blocks_get_the_kernel_of_few_rows(heads, seqlen, family) -> None:
-    (spec,) = dispatch.select(problem_of(1, heads, 1, seqlen, seqlen, 64, F16, False), 90, gpu=GpuModel("", 132))
+    problem = problem_of(1, heads, 1, seqlen, seqlen, 64, F16, False)
+    (spec,) = dispatch.select(problem, 90, "flash_sm80", GpuModel("", 132))
     assert spec.family == family
+
+
+# ---- Hopper's own kernels
+
+
+@given(
+    data=st.data(),
+    left=sides,
+    right=sides,
+    head_dim=st.integers(1, LARGEST_FUSED_HEAD_DIM // 8).map(lambda n: 8 * n),
+    head_dim_v=st.integers(1, LARGEST_FUSED_HEAD_DIM // 8).map(lambda n: 8 * n),
+    dtype=dtypes,
+    impl=st.sampled_from(["auto", "flash", "flash_sm90"]),
+)
+def test_hopper_gets_its_own_kernel_of_every_feature(data, left, right, head_dim, head_dim_v, dtype, impl) -> None:
+    head_dim_v = data.draw(st.sampled_from([head_dim, head_dim_v]))
+    terms = data.draw(st.sampled_from([{}, {}, {"softcap": 30.0}, {"alibi_batch_stride": 0}, {"bias": BIAS}]))
+    features = {
+        "sinks": data.draw(st.booleans()),
+        "seqused_k": data.draw(st.booleans()),
+        "varlen": data.draw(st.none() | st.just(Packed(150, 250))),
+        "batch_invariant": data.draw(st.booleans()),
+    }
+    problem = problem_of(
+        2, 1, 2, 100, 200, head_dim, dtype, False, True, head_dim_v,
+        window_left=left, window_right=right, **terms, **features,
+    )  # fmt: skip
+    (spec,) = dispatch.select(problem, 90, impl)
+    assert (spec.target, spec.dtype) == ("90a", dtype)
+    assert int(spec.size[1:]) == min(d for d in catalog.TMA_HEAD_DIMS if d >= max(head_dim, head_dim_v))
+    if problem.scored:
+        assert spec.family == "flash_fwd_tma_scored"
+    elif left == UNBOUNDED and right in (UNBOUNDED, 0):
+        whole = "flash_fwd_tma_causal" if right == 0 else "flash_fwd_tma"
+        assert spec.family in (whole, f"{whole}_short")
+    else:
+        assert spec.family == "flash_fwd_tma_window"
+
+
+BIAS = Bias(F32, contiguous(1, 1, 1, 1), 1)
+
+
+def strided(**strides) -> Problem:
+    """Two sequences of three heads of k and v with 64 columns, and of k these strides (in elements)."""
+    problem = problem_of(2, 3, 2, 100, 200, 64, F16, False)
+    return replace(problem, k=replace(problem.k, **strides))
+
+
+CANNOT = {
+    "unaligned": (
+        problem_of(1, 1, 1, 100, 200, 64, F16, False, aligned=False),
+        "rows of q, k, v or out that do not start on 16 bytes",
+    ),
+    "no keys": (problem_of(1, 2, 1, 100, 0, 64, F16, False), "k of 1 x 2 x 0 x 64 elements; v of 1 x 2 x 0 x 64"),
+    "no queries": (problem_of(1, 2, 1, 0, 200, 64, F16, False), "q of 1 x 2 x 0 x 64 elements"),
+    "no sequences": (problem_of(0, 2, 1, 100, 200, 64, F16, False), "q of 0 x 2 x 100 x 64 elements"),
+    "packed, no keys": (
+        problem_of(3, 2, 1, 100, 200, 64, F16, False, varlen=Packed(5, 0)),
+        "k of 1 x 2 x 0 x 64 elements",
+    ),
+    "backwards": (strided(row_stride=-64), "k with a rows stride of -128 bytes"),
+    "far": (strided(batch_stride=1 << 39), f"k with a batch stride of {1 << 40} bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", CANNOT)
+def test_what_tma_cannot_express_gets_a_kernel_for_every_gpu(why) -> None:
+    problem, missing = CANNOT[why]
+    for impl in ON_ANY_GPU:
+        (spec,) = dispatch.select(problem, 90, impl)
+        assert spec.target == "89"
+    with pytest.raises(Unsupported) as refusal:
+        dispatch.select(problem, 90, "flash_sm90")
+    required, built, said = re.fullmatch(
+        r'flash_fwd_tma: required (.*); built: (.*); missing: (.*), which impl="flash" takes', str(refusal.value)
+    ).groups()
+    assert f"q {problem.q.shape}, k {problem.k.shape}, dtype=f16, sm_90" in required
+    assert "for sm_90 alone" in built
+    assert missing in said
+    assert "sm_90" not in said
+
+
+@pytest.mark.parametrize(
+    "strides",
+    [{"batch_stride": 0}, {"head_stride": 0}, {"row_stride": 0}, {"row_stride": 8}, {"head_stride": (1 << 39) - 8}],
+    ids=str,
+)
+def test_what_tma_can_express(strides) -> None:
+    """Broadcast dimensions, rows that overlap, and the longest stride."""
+    (spec,) = dispatch.select(strided(**strides), 90)
+    assert spec.target == "90a"
+
+
+def test_strides_along_a_dimension_of_one_are_not_looked_at() -> None:
+    m = Matrices(1, 1, 1, 64, 0, 0, 0)
+    (spec,) = dispatch.select(Problem(m, m, m, m, F16, 0.125), 90, "flash_sm90")
+    assert spec.target == "90a"
+
+
+@given(problem=fused, arch=st.sampled_from([a for a in SUPPORTED_ARCHS if a != catalog.HOPPER]))
+def test_other_gpus_have_none_of_them(problem, arch) -> None:
+    (spec,) = dispatch.select(problem, arch)
+    assert spec.target == str(catalog.ptx_arch(arch))
+    with pytest.raises(Unsupported, match=rf'built: for sm_90 alone.*; missing: sm_{arch}.*, which impl="flash" takes'):
+        dispatch.select(problem, arch, "flash_sm90")
+
+
+@given(problem=fused, sms=st.integers(1, 200), name=st.sampled_from(["", "NVIDIA H200"]))
+def test_a_batch_invariant_choice_of_hopper_depends_on_nothing_else(problem, sms, name) -> None:
+    fixed = replace(problem, batch_invariant=True)
+    (spec,) = dispatch.select(fixed, 90, "flash", GpuModel(name, sms))
+    assert spec.target == "90a" or tma.lacking(fixed, 90)
+    assert dispatch.select(fixed, 90, "flash") == (spec,)
 
 
 @given(problem=too_wide_for_fused, arch=st.sampled_from(SUPPORTED_ARCHS))
@@ -204,7 +321,11 @@ def test_a_refused_head_dim_says_required_built_and_missing(problem, arch) -> No
     assert str(problem.head_dim) in missing
 
 
-@given(problem=legal, arch=st.sampled_from([50, 61, 70, 75, 79]), impl=st.sampled_from(dispatch.IMPLS))
+@given(
+    problem=legal,
+    arch=st.sampled_from([50, 61, 70, 75, 79]),
+    impl=st.sampled_from([x for x in dispatch.IMPLS if x != "flash_sm90"]),
+)
 def test_a_gpu_below_the_lowest_arch_is_refused(problem, arch, impl) -> None:
     with pytest.raises(Unsupported) as refusal:
         dispatch.select(problem, arch, impl)

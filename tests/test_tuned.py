@@ -28,8 +28,8 @@ def problem_of(batch, heads, heads_kv, seqlen_q, seqlen_k, head_dim, dtype="f16"
     return Problem(q, kv, kv, q, DTYPES[dtype], head_dim**-0.5, window_right=0 if causal else UNBOUNDED, **options)
 
 
-def family_of(problem, arch, gpu) -> str:
-    (spec,) = select(problem, arch, "flash", gpu)
+def family_of(problem, arch, gpu, impl="flash_sm80") -> str:
+    (spec,) = select(problem, arch, impl, gpu)
     return spec.family
 
 
@@ -130,8 +130,31 @@ def test_nothing_about_the_gpu_changes_a_batch_invariant_choice(problem, arch, g
     assert family_of(fixed, arch, gpu) == "flash_fwd"
 
 
+# ---- Hopper's own kernels
+
+
+@pytest.mark.parametrize(("main", "small"), [(1, 2), (2, 1)])
+def test_the_small_kernel_is_taken_where_it_is_faster(tables, main, small) -> None:
+    write_table(tables, "NVIDIA X-1", flash_fwd_tma_d64=main, flash_fwd_small_d64=small)
+    problem, gpu = problem_of(1, 8, 8, 512, 512, 64), GpuModel("NVIDIA X-1", 10)
+    assert family_of(problem, 90, gpu, "flash") == ("flash_fwd_small" if small < main else "flash_fwd_tma")
+    assert family_of(problem, 90, gpu, "flash_sm90") == "flash_fwd_tma"
+    narrow = problem_of(1, 8, 8, 512, 512, 56)  # which it does not take
+    assert family_of(narrow, 90, gpu, "flash") == "flash_fwd_tma"
+
+
+def test_only_hopper_takes_constants_of_its_own_kernels_from_another_gpu(tables) -> None:
+    write_table(tables, tuned.FALLBACK, flash_fwd_tma_d64=2, flash_fwd_small_d64=1)
+    assert set(tuned.model(90)) == {"flash_fwd_tma_d64", "flash_fwd_small_d64"}
+    assert tuned.model(90)["flash_fwd_tma_d64"].blocks_an_sm == 1
+    assert [set(tuned.model(arch)) for arch in (80, 89, 120)] == [{"flash_fwd_small_d64"}] * 3
+
+
 def test_large_head_dims_have_no_alternative() -> None:
     assert tuned.alternatives("flash_fwd", 256) == ("flash_fwd",)
+    assert tuned.contested("flash_fwd") == catalog.FLASH_SMALL_HEAD_DIMS
+    assert tuned.contested("flash_fwd_tma") == (64, 96, 128)
+    assert tuned.contested("flash_fwd_tma_causal") == (64,)
     assert tuned.alternatives("flash_fwd_causal", 64) == ("flash_fwd_causal",)
     assert tuned.alternatives("flash_fwd", 64) == ("flash_fwd", "flash_fwd_small")
 
@@ -155,18 +178,27 @@ def test_blocks_that_an_sm_holds(arch, registers, shared_kb, blocks) -> None:
     assert found == blocks
 
 
-KERNELS = {
-    f"{f}_d{d}"
-    for family in tuned.ALTERNATIVES
-    for d in catalog.FLASH_HEAD_DIMS
-    for f in tuned.alternatives(family, d)
-    if len(tuned.alternatives(family, d)) > 1
-}
+def kernels(arch) -> set[str]:
+    """The names of all that are chosen among on a GPU of compute capability `arch`, if they were measured there."""
+    there = {s.family for s in catalog.kernels_of(arch)}
+    return {
+        f"{f}_d{d}"
+        for family in tuned.ALTERNATIVES
+        for d in tuned.contested(family)
+        for f in tuned.alternatives(family, d)
+        if f in there
+    }
+
+
+def measured_on(gpu_name) -> set[str]:
+    return set(tuned.table(gpu_name) or {})
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 120])
-def test_the_model_knows_every_kernel_that_has_alternatives(arch) -> None:
-    assert set(tuned.model(arch)) == KERNELS
+def test_the_model_knows_every_kernel_that_was_measured(arch) -> None:
+    """And every one that all GPUs have was."""
+    assert set(tuned.model(arch)) == kernels(arch) & measured_on(tuned.FALLBACK)
+    assert set(tuned.model(arch)) >= kernels(89)
 
 
 def test_other_gpus_hold_other_numbers_of_blocks() -> None:
@@ -197,6 +229,11 @@ def table_of(path):
     return json.loads(path.read_text())
 
 
+def family_among(us, problem, arch, gpu) -> str:
+    """What dispatch takes of the kernels that were timed, all for any GPU or all for Hopper."""
+    return family_of(problem, arch, gpu, "flash_sm90" if any("tma" in f for f in us) else "flash_sm80")
+
+
 MEASURED = [
     pytest.param(path, rows, id=f"{path.stem}-{part}")
     for path in TABLES
@@ -215,7 +252,8 @@ def test_a_table_says_where_it_is_from(path) -> None:
     assert choice
     assert hold_out
     assert not choice & hold_out
-    assert set(table["kernels"]) == set(tuned.table(table["gpu"])) == KERNELS
+    assert set(table["kernels"]) == set(tuned.table(table["gpu"]))
+    assert kernels(89) <= set(table["kernels"]) <= kernels(table["arch"])
 
 
 @pytest.mark.parametrize("which", ["table", "model"])
@@ -226,7 +264,7 @@ def test_no_choice_takes_a_tenth_longer_than_the_best_kernel(path, rows, which) 
     late = []
     for row in rows:
         us = row["us"]
-        chosen = us[family_of(problem_of(*row["problem"]), table["arch"], gpu)]
+        chosen = us[family_among(us, problem_of(*row["problem"]), table["arch"], gpu)]
         if chosen > WORST * min(us.values()):
             late.append((row["problem"], us))
     assert late == []
@@ -241,7 +279,7 @@ def test_what_the_table_says_of_its_choice_is_so(path, rows) -> None:
     for way, gpu in gpus.items():
         ratios = []
         for row in rows:
-            family = family_of(problem_of(*row["problem"]), table["arch"], gpu)
+            family = family_among(row["us"], problem_of(*row["problem"]), table["arch"], gpu)
             ratios.append(row["us"][family] / min(row["us"].values()))
         said = table["time_beside_the_best_kernel"][part][way]
         assert said["worst"] == pytest.approx(max(ratios), abs=1e-4)
@@ -251,5 +289,5 @@ def test_what_the_table_says_of_its_choice_is_so(path, rows) -> None:
 @pytest.mark.parametrize("path", TABLES, ids=lambda p: p.stem)
 def test_a_table_is_of_kernels_with_these_tiles(path) -> None:
     facts = json.loads((tuned.FOLDER / "kernels.json").read_text())
-    tiles = {name: (k["rows"], k["keys"]) for name, k in table_of(path)["kernels"].items()}
+    tiles = {name: (k["rows"], k["keys"]) for name, k in table_of(path)["kernels"].items() if name in kernels(89)}
     assert tiles == {name: (k["rows"], k["keys"]) for name, k in facts.items()}, "tiles changed: run scripts/tune.py"

@@ -14,6 +14,9 @@ struct KernelInfo {
     int32_t tile_cols;      // columns of the result that one block makes
     int32_t tiles_a_block;  // consecutive column tiles that one block makes, one after the other
     int32_t params_bytes;   // sizeof of the parameter struct
+    int32_t box_rows_q;     // rows of Q that one copy by a tensor map moves; 0: no tensor maps
+    int32_t box_rows_kv;    // of K and V
+    int32_t blocks_an_sm;   // of a persistent grid; 0: the grid has a block for each tile
 };
 
 }  // namespace flashcore

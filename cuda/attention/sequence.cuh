@@ -11,6 +11,9 @@ struct Sequence {
     // Where all sequences have the same length.
     __device__ explicit Sequence(const Sequences& all) : seqlen_q(all.seqlen_q), seqlen_k(all.seqlen_k) {}
 
+    __device__ Sequence(int first_q, int first_k, int seqlen_q, int seqlen_k)
+        : first_q(first_q), first_k(first_k), seqlen_q(seqlen_q), seqlen_k(seqlen_k) {}
+
     __device__ Sequence(const Sequences& all, int batch) : Sequence(all) {
         if (all.cu_seqlens_q != nullptr) {
             first_q = clamp(all.cu_seqlens_q[batch], 0, all.total_q);

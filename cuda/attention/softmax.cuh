@@ -66,6 +66,36 @@ struct OnlineSoftmax {
                     }
     }
 
+    // The same in the registers of S, for a warp that is still reading P of the tile before: to be packed later.
+    template <int N_TILES>
+    __device__ __forceinline__ void exponentials_in_place(float (&S)[M_TILES][N_TILES][4], float scale) {
+#pragma unroll
+        for (int t = 0; t < M_TILES; ++t)
+#pragma unroll
+            for (int n = 0; n < N_TILES; ++n)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    float& first = S[t][n][2 * h];
+                    float& second = S[t][n][2 * h + 1];
+                    first = ptx::exp2_approx(fmaf(first, scale, -m[t][h]));
+                    second = ptx::exp2_approx(fmaf(second, scale, -m[t][h]));
+                    l[t][h] += first + second;
+                }
+    }
+    template <typename T, int N_TILES, int KEYS16>
+    __device__ __forceinline__ static void pack_rows(const float (&S)[M_TILES][N_TILES][4],
+                                                     uint32_t (&P)[KEYS16][M_TILES][4]) {
+#pragma unroll
+        for (int j = 0; j < KEYS16; ++j)
+#pragma unroll
+            for (int t = 0; t < M_TILES; ++t)
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int h = 0; h < 2; ++h)
+                        P[j][t][2 * n + h] = pack<T>(S[t][2 * j + n][2 * h], S[t][2 * j + n][2 * h + 1]);
+    }
+
     // Whether all P that these sums are of were small enough; if so, they count. The same answer for the whole warp.
     __device__ bool accept(const Rows& sum) {
         bool fits = true;  // false for NaN, too

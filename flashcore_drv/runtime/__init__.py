@@ -19,6 +19,7 @@ from .graph import Aimed, Graph
 from .memory import Buffer, DeviceArray
 from .module import Kernel, Launch, Module
 from .stream import Event, Stream
+from .tensor_map import TensorMap
 
 __all__ = [
     "Aimed",
@@ -39,5 +40,6 @@ __all__ = [
     "NoDriverError",
     "OutOfMemory",
     "Stream",
+    "TensorMap",
     "is_emulated",
 ]

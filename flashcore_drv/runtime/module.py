@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from . import driver
 from .device import Device
 from .errors import HandleError
 from .stream import Stream
+from .tensor_map import MAP_ALIGNMENT, MAP_BYTES, TensorMap
 
 
 class Module:
@@ -69,33 +70,59 @@ class Kernel:
             return int(driver.call("cuFuncGetAttribute", getattr(enum, f"CU_FUNC_ATTRIBUTE_{name}"), self.handle))
 
 
+_NO_MAPS: Mapping[int, TensorMap] = {}
+
+
 class Launch:
     """One launch of a kernel, made ready once: the parameter block, the pointer table and the configuration.
 
     The driver copies the parameters before the call returns, so a block may be changed between launches, but not by
     two threads at once: :meth:`twin` makes another.
 
+    Parameters
+    ----------
+    kernel : Kernel
+        What to launch.
+    blocks, threads : int
+        gridDim.x, and the size of a block.
+    params : bytes
+        The struct that it takes.
+    groups : int
+        gridDim.y.
+    tensor_maps : mapping of int to TensorMap
+        Those in the parameters, by their offset there, a multiple of 64.
+
     Attributes
     ----------
-    blocks, groups : int
-        The grid, gridDim.x and gridDim.y.
-    words : array of uint64
-        The parameters, to store pointers in.
+    words : memoryview of uint64
+        The parameters, to store pointers in; they start on 64 bytes.
     table : int
         Address of the table that points at the parameters, as the driver takes it.
     configs : dict of int to CUlaunchConfig
         By stream, shared by twins: to change one costs more than all else here.
     """
 
-    def __init__(self, kernel: Kernel, blocks: int, threads: int, params: bytes, groups: int = 1) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        blocks: int,
+        threads: int,
+        params: bytes,
+        groups: int = 1,
+        tensor_maps: Mapping[int, TensorMap] = _NO_MAPS,
+    ) -> None:
         self.kernel, self.blocks, self.groups, self.threads = kernel, blocks, groups, threads
         self.configs: dict[int | None, Any] = {}
-        self._bytes = len(params)
-        self._place(array("Q", params + bytes(-len(params) % 8)))
+        self._bytes, self._tensor_maps = len(params), tensor_maps
+        self._place(params + bytes(-len(params) % 8))
 
-    def _place(self, words: array[int]) -> None:
-        self.words = words
-        self._table = array("Q", (words.buffer_info()[0],))
+    def _place(self, params: bytes | memoryview[int]) -> None:
+        words = memoryview(params).cast("B").cast("Q")
+        memory = array("Q", bytes(words.nbytes + MAP_ALIGNMENT))
+        skipped = -memory.buffer_info()[0] % MAP_ALIGNMENT
+        self.words = memoryview(memory)[skipped // 8 : skipped // 8 + len(words)]
+        self.words[:] = words
+        self._table = array("Q", (memory.buffer_info()[0] + skipped,))
         # a plain int: an np.uint64 would be taken as a buffer, and the launch would read wrong bytes without an error
         self.table = self._table.buffer_info()[0]
 
@@ -108,9 +135,25 @@ class Launch:
         """The same launch with a parameter block of its own."""
         made = object.__new__(Launch)
         made.kernel, made.blocks, made.groups, made.threads = self.kernel, self.blocks, self.groups, self.threads
-        made.configs, made._bytes = self.configs, self._bytes
-        made._place(self.words[:])
+        made.configs, made._bytes, made._tensor_maps = self.configs, self._bytes, self._tensor_maps
+        made._place(self.words)
         return made
+
+    def place_maps(self, addresses: Sequence[int]) -> None:
+        """Make the tensor maps those of the tensors at these addresses, in the order of `tensor_maps`.
+
+        Raises
+        ------
+        DriverError
+            If the driver refuses one; the parameters are then of no use.
+        """
+        for (at, tensor), address in zip(self._tensor_maps.items(), addresses):
+            tensor.place(self.kernel.device, address, self.words[at // 8 : (at + MAP_BYTES) // 8])
+
+    @property
+    def map_words(self) -> tuple[int, ...]:
+        """The words of the parameters that are tensor maps."""
+        return tuple(at // 8 + i for at in self._tensor_maps for i in range(MAP_BYTES // 8))
 
     def __call__(self, stream: Stream) -> None:
         """Queue the launch."""

@@ -8,7 +8,7 @@ from typing import Any
 from flashcore_drv import Unsupported, unfused
 from flashcore_drv.dispatch import select
 from flashcore_drv.dtypes import F32
-from flashcore_drv.prepared import Prepared
+from flashcore_drv.plan import plan_flash
 from flashcore_drv.problem import Problem
 from flashcore_drv.runtime import Device, DeviceArray, Graph, Stream
 
@@ -80,12 +80,13 @@ class StagedAttention:
         self.outputs |= {"qk": "s", "softmax": "p", "pv": "o", "unfused": "o"}
 
     def _add_flash(self, shape: tuple[int, ...], impl: str) -> None:
-        prepared = Prepared(self.problem, self.device, impl, {})
-        q, k, v = self._inputs().values()
-        o = self._output("flash o", shape, self.problem.dtype.to_numpy())
-        lse = self._output("flash lse", self.problem.q.shape[:3], F32.to_numpy())
-        self.parts["flash"] = [lambda stream: prepared.queue(q, k, v, o, lse, (), stream.handle)]
-        self.stems["flash"] = prepared.kernels[0].stem
+        (kernel,) = select(self.problem, self.device.arch, impl, self.device)
+        addresses = self._inputs() | {
+            "o": self._output("flash o", shape, self.problem.dtype.to_numpy()),
+            "lse": self._output("flash lse", self.problem.q.shape[:3], F32.to_numpy()),
+        }
+        self.parts["flash"] = plan_flash(self.device, kernel, self.problem, addresses)
+        self.stems["flash"] = kernel.stem
         self.outputs["flash"] = "flash o"
 
     def launch(self, part: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sanitize import exercise
+from sanitize import ONE_LENGTH, exercise
 from shapes import Shape
 
 from flashcore_drv.catalog import CATALOG, KernelSpec
@@ -78,8 +78,8 @@ def work_of(what: str, causal: bool, dtype: str, arch: int, gpu: Gpu) -> Work:
     if spec is None:
         raise InvalidArgument(f"{what!r} is neither a problem (4x32x4096x4096x64) nor a kernel of the catalog")
     head_dim = int(spec.size[1:]) if spec.size.startswith("d") else 64
-    if spec.family.startswith("flash_fwd") and spec.family != "flash_fwd_small":
+    if spec.family.startswith("flash_fwd") and spec.family not in ONE_LENGTH:
         heads = max(2048 // head_dim, 1)
-        return Work(spec, Shape(4, heads, heads, 4096, 4096, head_dim), spec.family == "flash_fwd_causal")
+        return Work(spec, Shape(4, heads, heads, 4096, 4096, head_dim), spec.family.endswith("_causal"))
     seqlen_k = 2048 if spec.size == "w8" else 512
     return Work(spec, Shape(1, 8, 8, 512, seqlen_k, head_dim), False)

@@ -262,6 +262,20 @@ def test_tensor_maps_need_an_architecture_that_has_them():
     assert error(tensor_map()) == "NOT_SUPPORTED"
 
 
+def test_the_address_of_a_tensor_map_can_be_replaced():
+    driver.reset("sm_90a")
+    start()
+    one, other = ok(tensor_map()), ok(tensor_map(globalAddress=0x7F0000000020))
+    words = [int(word) for word in other.opaque]
+    assert [int(word) for word in one.opaque] != words
+    assert driver.cuTensorMapReplaceAddress(one, 0x7F0000000020) == (driver.CUresult.CUDA_SUCCESS,)
+    assert [int(word) for word in one.opaque] == words
+    for wrong in ((one, 0x7F0000000028), (driver.CUtensorMap(), 0x7F0000000020), (None, 0x7F0000000020)):
+        assert error(driver.cuTensorMapReplaceAddress(*wrong)) == "INVALID_VALUE"
+    assert "not a tensor map" in str(driver.last_error())
+    assert [int(word) for word in one.opaque] == words
+
+
 def test_tensor_maps_are_encoded():
     driver.reset("sm_90a")
     start()

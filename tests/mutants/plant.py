@@ -23,7 +23,7 @@ from support import start_emulator
 
 import flashcore_drv as fc
 from flashcore_drv import plan, reference
-from flashcore_drv.catalog import CATALOG
+from flashcore_drv.catalog import CATALOG, KernelSpec
 from flashcore_drv.dtypes import BF16, F16, F32, DType
 from flashcore_drv.interop import view_of
 from flashcore_drv.plan import plan_flash
@@ -84,6 +84,19 @@ PROBLEMS = {
         (1, 1, 1, 33, 300, 0, 56, False, 16),
     ],
 }
+# Warpgroups of a row block that need fewer tiles than others, or none; row blocks of one tile; more tiles than stages.
+PROBLEMS["flash_fwd_tma"] = [
+    (1, 1, 1, 9, 67, 0, 64, False),
+    (2, 2, 1, 200, 300, 8, 64, False),
+    (1, 2, 2, 33, 500, 0, 64, False, 4),
+]
+PROBLEMS["flash_fwd_tma_causal"] = [
+    (1, 1, 1, 9, 67, 0, 64, True),
+    (1, 3, 1, 400, 400, 8, 64, True),
+    (1, 2, 2, 300, 90, 0, 64, True),
+]
+HOPPER = ("flash_fwd_tma", "flash_fwd_tma_causal")
+"""Families for Hopper's own instructions."""
 PROBLEMS["attention_merge"] = [
     (2, 2, 2, 37, 1, 0, 64, False),
     (1, 1, 1, 20, 1, 1, 136, False),
@@ -123,6 +136,8 @@ FEATURES = {
         replace(_BASE, lengths=((60, 20),), causal=True, sinks=True),
         replace(_BASE, lengths=((60, 20),), causal=True),
     ],
+    "flash_fwd_tma": [replace(_PACKED, sinks=True)],
+    "flash_fwd_tma_causal": [replace(_PACKED, causal=True), replace(_BASE, lengths=((60, 20),), causal=True)],
     "flash_fwd_paired": [replace(_SHORT, sinks=True)],
     "flash_fwd_window": [
         _NARROW,
@@ -160,6 +175,11 @@ SEEDS = (0, 1)
 Outputs = list[tuple[Any, Any, Any, DType]]  # result, float64 truth, same maths, type
 
 
+def spec_of(stem: str) -> KernelSpec:
+    """The kernel of this name."""
+    return next(s for s in CATALOG if s.stem == stem)
+
+
 def planted(mutant: Mutant) -> str:
     """The source file with the bug."""
     text = (ROOT / "cuda" / mutant.source).read_text()
@@ -178,7 +198,8 @@ def mutated(mutant: Mutant, folder: Path) -> Path:
     compiler, *_ = (ROOT / "build" / "compiler.txt").read_text().splitlines()
     ptx = folder / "build" / "ptx" / f"{mutant.stem}.ptx"
     ptx.parent.mkdir(parents=True)
-    command = [compiler, "-ptx", "-arch=compute_89", "-O3", "-std=c++20", "-lineinfo", f"-I{cuda}"]
+    target = spec_of(mutant.stem).target
+    command = [compiler, "-ptx", f"-arch=compute_{target}", "-O3", "-std=c++20", "-lineinfo", f"-I{cuda}"]
     command += [f"-I{ROOT / 'build' / 'gen'}", "-o", ptx, ROOT / "build" / "gen" / f"{mutant.stem}.cu"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return folder / "build"
@@ -202,8 +223,10 @@ def run(stem: str) -> str | None:
 
     os.environ["FLASHCORE_DRIVER"] = "emulator"
     family = family_of(stem)
+    if family in HOPPER:  # blocks that make several row blocks each
+        Device.multiprocessors = property(lambda device: 2)
     for seed in SEEDS:
-        start_emulator(seed=seed, checks=Checks.all())
+        start_emulator(seed=seed, checks=Checks.all(), arch="sm_90" if family in HOPPER else None)
         for compute in computations(stem, seed):
             try:
                 outputs = compute()
@@ -291,7 +314,7 @@ def pv(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
 
 def flash(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
     """The kernel itself, past dispatch; where there is one head without lse, else with."""
-    spec = next(s for s in CATALOG if s.stem == stem)
+    spec = spec_of(stem)
     shapes = {
         name: (x.batch, heads, rows, x.head_dim + int(spec.size[1:]) - 64)
         for name, heads, rows in zip(
@@ -329,7 +352,7 @@ def flash(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
 
 def features(stem: str, case: FeatureCase, wrong: dict[str, list[int]]) -> Outputs:
     """The kernel through the interface; nothing is compared where lengths are wrong."""
-    spec = next(s for s in CATALOG if s.stem == stem)
+    spec = spec_of(stem)
     narrower = 8 if spec.family == "flash_fwd_general" else 0
     size = int(spec.size[1:])
     made = Made(replace(case, dtype=spec.dtype, head_dim=size - 3 * narrower, head_dim_v=size - narrower))
@@ -368,6 +391,8 @@ CASES: dict[str, Callable[[str, Problem, np.random.Generator], Outputs]] = {
     "pv": pv,
     "flash_fwd": flash,
     "flash_fwd_causal": flash,
+    "flash_fwd_tma": flash,
+    "flash_fwd_tma_causal": flash,
     "flash_fwd_paired": flash,
     "flash_fwd_causal_paired": flash,
     "flash_fwd_small": flash,

@@ -19,6 +19,8 @@ SMALL, GENERAL = "flash_fwd_small_f16_d64_sm89", "flash_fwd_general_f16_d64_sm89
 WINDOW, SCORED = "flash_fwd_window_f16_d64_sm89", "flash_fwd_scored_f16_d64_sm89"
 WINDOW192 = "flash_fwd_window_bf16_d192_sm89"
 MERGE = "attention_merge_f16_r32_sm89"
+TMA, TMA_CAUSAL = "flash_fwd_tma_f16_d64_sm90a", "flash_fwd_tma_causal_bf16_d128_sm90a"
+TMA_CAUSAL64 = "flash_fwd_tma_causal_f16_d64_sm90a"
 
 MATRIX, QK_SOURCE = "attention/matrix.cuh", "unfused/qk_wmma.cuh"
 SOFTMAX_SOURCE, PV_SOURCE = "unfused/softmax.cuh", "unfused/pv_wmma.cuh"
@@ -29,6 +31,8 @@ ONLINE, COMBINE = "attention/softmax.cuh", "attention/combine.cuh"
 SEQUENCE, NORMALISE = "attention/sequence.cuh", "attention/normalise.cuh"
 SCORES, BIAS, TANH = "attention/scores.cuh", "attention/bias.cuh", "attention/tanh.cuh"
 MERGE_SOURCE = "flash_fwd/merge.cuh"
+PRODUCER, CONSUMER, EPILOGUE = (f"flash_fwd/{x}_sm90.cuh" for x in ("producer", "consumer", "epilogue"))
+STAGES, ROW_BLOCKS, WGMMA = "flash_fwd/stages_sm90.cuh", "flash_fwd/row_blocks.cuh", "ptx/wgmma.cuh"
 
 
 @dataclass(frozen=True)
@@ -535,6 +539,71 @@ MUTANTS: list[Mutant] = [
         GENERAL,
         ("V has as many columns as K", "V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim_v)", "V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim)", "0"),
     ),
+    # Hopper's own instructions
+    *_of(
+        PRODUCER,
+        TMA,
+        ("values past the end of a sequence stay", "keys < BLOCK_KV && (packed", "false && (packed"),
+        ("the first value past the end stays", "128 * keys + 16", "128 * (keys + 1) + 16"),
+        ("K is copied over a tile in use", "ptx::mbarrier_wait(shared.k_empty(ring.stage), ring.parity ^ 1);", ""),
+        ("V is copied over a tile in use", "ptx::mbarrier_wait(shared.v_empty(ring.stage), ring.parity ^ 1);", "", "0"),
+        ("an empty stage has the parity of a full one", "shared.k_empty(ring.stage), ring.parity ^ 1)", "shared.k_empty(ring.stage), ring.parity)"),
+        ("Q is copied over rows in use", "ptx::mbarrier_wait(shared.q_empty(i), tasks & 1 ^ 1);", ""),
+        ("all warpgroups have the first one's rows", "first_row + 64 * i", "first_row"),
+        ("every query head has keys of its own", "divide(block.place.head, p.group)", "block.place.head"),
+        ("packed sequences are batches", "packed ? 0 : block.place.batch", "block.place.batch"),
+    ),
+    *_of(
+        CONSUMER,
+        TMA,
+        ("O stays where an origin moves", "BEFORE == Before::kSameRows && raised", "false"),
+        ("O begins with that of other rows", "j > 0 || o_begun", "true"),
+        ("S is used before it is there", "ptx::wgmma_wait<BEFORE == Before::kNothing ? 0 : 1>();", ""),
+        ("O is used before it is there", "ptx::wgmma_wait<0>();", ""),
+        ("K is never given back", "give_back(shared.k_empty(at.stage));", ""),
+        ("Q is never given back", "if (tile == 0) give_back(shared.q_empty(warpgroup));", ""),
+        ("K is multiplied before it is there", "ptx::mbarrier_wait(shared.k_full(at.stage), at.parity);", ""),
+        ("V is multiplied before it is there", "ptx::mbarrier_wait(shared.v_full(ring.stage), ring.parity);", "", "0"),
+        ("the last tile has no mask", "tile >= own.masked ||", "tile > own.masked ||"),
+        ("a row block begins with the sums of another", "if (BEFORE != Before::kSameRows) softmax = OnlineSoftmax<1>();", ""),
+        ("the last row block is not finished", "if (pending) finish(shared.task(n - 1));", "", "1"),
+        ("all warpgroups wait for one turn", "named_barrier_sync(1 + warpgroup, 256)", "named_barrier_sync(1, 256)"),
+    ),
+    *_of(
+        CONSUMER,
+        TMA_CAUSAL64,
+        ("a tile that is skipped stays full", "give_back(shared.v_empty(ring.stage));", "", "1"),
+        ("rows without keys have a first tile", "own.end == task.end && own.end > 0", "own.end == task.end"),
+        ("keys that are skipped stay full", "give_back(shared.k_empty(ring.stage));", ""),
+    ),
+    *_of(
+        EPILOGUE,
+        TMA,
+        ("rows past the end are written", "if (first_row + row < task.seqlen_q && col", "if (col"),
+        ("lse of rows past the end is written", "lane % 4 == 0 && row < task.seqlen_q", "lane % 4 == 0"),
+        ("chunks of a row are not permuted", "(chunk ^ (row % 8)) * 16", "chunk * 16"),
+    ),
+    *_of(
+        ROW_BLOCKS,
+        TMA,
+        ("every other round is left out", "step = 2 * gridDim.x - step;", "step = 2 * gridDim.x;"),
+    ),
+    *_of(
+        ROW_BLOCKS,
+        TMA_CAUSAL,
+        ("the second of a pair is left out", "if (params.schedule.paired) second = !second;", ""),
+    ),
+    *_of(
+        STAGES,
+        TMA,
+        ("a task is written over the one in use", "kTasks = 4", "kTasks = 1"),
+        ("one warp gives a stage back for all", "ptx::mbarrier_init(k_empty(i), 4 * kWarpgroups)", "ptx::mbarrier_init(k_empty(i), kWarpgroups)"),
+    ),
+    *_of(
+        WGMMA,
+        TMA_CAUSAL,
+        ("columns of V are 64", "uint64_t(tile_bytes >> 4) << 16", "uint64_t(1) << 16"),
+    ),
     # the merge
     *_of(
         MERGE_SOURCE,
@@ -568,5 +637,12 @@ ESCAPES = {
     "a sequence has more queries than the longest": "its rows are its own, and undefined: what the array holds is wrong",
     "a part of weight 0 is multiplied all the same": "shows where it is NaN or infinite and its lse -inf, which no kernel makes",
     "ex2.approx is less exact than on the emulator": "the emulator rounds it correctly; the GPU run of the tests sees it",
+    "wgmma_fence or fence.proxy.async is missing": "the emulator reorders nothing there; ptxas and the GPU runs of the tests see it",
+    "two lanes of a warp race for its part of O on its way out": "they are in step on the emulator; on a GPU mostly, too",
+    "warpgroups ask for more registers than there are": "a static_assert refuses it; without it the GPU waits for ever",
+    "K of a tile that others need is not waited for": "the turns order it: the others have given back the stage by then",
+    "V of a tile that others need is not waited for": "shows where one warpgroup is two tiles behind another: in no order tried",
+    "the middle row block of a causal head is made twice": "the same bits, by the same block: it costs time alone",
+    "all warpgroups finish the same copy of their rows": "the same bits: two schedulers of an SM have all the work",
     "the missing volatile or memory clobber of an asm": "nvcc is free to move it and may not: the PTX is then right",
 }

@@ -235,3 +235,17 @@ def cuTensorMapEncodeTiled(
     tensor_map = CUtensorMap()
     host_bytes(tensor_map.getPtr(), 128)[:] = np.frombuffer(encoded, np.uint8)
     return tensor_map
+
+
+@api()
+def cuTensorMapReplaceAddress(tensorMap: CUtensorMap | None, globalAddress: Any) -> None:
+    """Change the address in a tensor map."""
+    address = void_pointer(globalAddress)
+    if tensorMap is None or address % 16:
+        raise fail("INVALID_VALUE")
+    encoded = host_bytes(tensorMap.getPtr(), 128)
+    try:
+        encoded[:] = np.frombuffer(tma.with_address(encoded.tobytes(), address), np.uint8)
+    except ValueError as error:
+        process().last_error = EmulationError("tensor-map", str(error))
+        raise fail("INVALID_VALUE") from error

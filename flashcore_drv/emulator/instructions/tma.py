@@ -173,6 +173,15 @@ def decode(data: bytes) -> TensorMap:
     )  # fmt: skip
 
 
+def with_address(data: bytes, address: int) -> bytes:
+    """Return the tensor map with another address. Raises ValueError for what is no tensor map."""
+    decode(data)
+    record = np.frombuffer(data[: _ENCODING.itemsize], _ENCODING).copy()
+    record["address"] = address
+    changed: bytes = record.tobytes()
+    return changed.ljust(len(data), b"\0")
+
+
 def swizzled(address: Array, bits: int) -> Array:
     """Exchange the 16-byte pieces of rows: address bits 4-6 with bits 7-9, those in `bits`."""
     return address ^ (address >> 7 & bits) << 4 if bits else address

@@ -1,0 +1,52 @@
+// O = softmax(scale * Q @ K^T) @ V and lse = log sum exp(scale * Q @ K^T), fused, for sm_90a: TMA, mbarriers, wgmma.
+//
+// A block stays on its SM and makes one row block after the other (Places). One warp of it copies tiles to shared memory
+// (ProducerSm90), each of two or three warpgroups multiplies 64 of the rows with all of them (ConsumerSm90).
+#pragma once
+#include "abi/flash_fwd_tma_params.h"
+#include "abi/kernel_info.h"
+#include "flash_fwd/consumer_sm90.cuh"
+#include "flash_fwd/producer_sm90.cuh"
+#include "flash_fwd/traits_sm90.cuh"
+#include "ptx/register_budget.cuh"
+
+namespace flashcore {
+
+template <typename Element, int HEAD_DIM_, Variant VARIANT, TilingSm90 TILING>
+struct FlashFwdSm90 {
+    using T = Element;
+    using Params = FlashFwdTmaParams;
+    static constexpr int HEAD_DIM = HEAD_DIM_;
+    static constexpr TilingSm90 kTiling = TILING;
+    static constexpr Band BAND = band(VARIANT);
+    static constexpr bool kScored = VARIANT == Variant::kScored;
+    static constexpr int BLOCK_Q = TILING.block_q(), BLOCK_KV = TILING.keys,
+                         kLoadingRegisters = TILING.loading_registers(),
+                         kMultiplyingRegisters = TILING.multiplying_registers();
+    static_assert(TILING.registers_suffice());
+    using Shared = SharedSm90<HEAD_DIM, TILING>;
+    using Block = RowBlock<BAND, BLOCK_Q, BLOCK_KV>;
+    static constexpr int kThreads = TILING.threads(), kBlocksAnSm = 1, kSharedBytes = Shared::kBytes;
+
+    static constexpr KernelInfo info(uint64_t abi_hash) {
+        return {abi_hash, kThreads,       kSharedBytes, BLOCK_Q,  HEAD_DIM,
+                1,        sizeof(Params), 64,           BLOCK_KV, kBlocksAnSm};
+    }
+
+    __device__ static void run(const Params& params) {
+        const Shared shared;
+        if (threadIdx.x == 0) shared.initialise();
+        __syncthreads();  // the mbarriers exist
+        // the same for a warp: its addresses can be computed once for all lanes
+        const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+        if (warpgroup == TILING.warpgroups) {
+            ptx::give_up_registers<kLoadingRegisters>();
+            if (threadIdx.x / 32 == 4 * TILING.warpgroups) ProducerSm90<FlashFwdSm90>(params, shared).run();
+        } else {
+            ptx::take_registers<kMultiplyingRegisters>();
+            ConsumerSm90<FlashFwdSm90>(params, shared, warpgroup).run();
+        }
+    }
+};
+
+}  // namespace flashcore
