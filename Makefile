@@ -7,7 +7,7 @@
 ARCHS ?= 89
 JOBS ?= $(shell nproc)
 TESTS ?= tests
-GPU_TESTS ?= tests/test_unfused.py tests/test_flash_fwd.py tests/test_features.py tests/test_runtime.py tests/test_api.py tests/emulator/test_driver_twin.py
+GPU_TESTS ?= tests/test_unfused.py tests/test_flash_fwd.py tests/test_flash_fwd_sm90.py tests/test_tma.py tests/test_features.py tests/test_runtime.py tests/test_api.py tests/emulator/test_driver_twin.py
 
 # The user's own environment where the package's needs are installed in it, else .venv, which is made when it is missing.
 VENV_PYTHON := .venv/bin/python

@@ -62,15 +62,16 @@ twins() {
 
 tests() {
     echo "FUZZ_EXAMPLES=$FUZZ_EXAMPLES"
-    python3 -m pytest -q tests/test_flash_fwd.py tests/test_unfused.py tests/test_runtime.py tests/test_api.py tests/test_plans.py \
+    python3 -m pytest -q tests/test_flash_fwd.py tests/test_flash_fwd_sm90.py tests/test_tma.py tests/test_unfused.py tests/test_runtime.py tests/test_api.py tests/test_plans.py \
         tests/emulator/test_driver_twin.py
 }
 
-# FEATURE_EXAMPLES of every property over all features, shared by processes with seeds of their own
+# FEATURE_EXAMPLES of every property over all features, shared by processes with seeds of their own: half of them with the
+# kernels that dispatch takes here, half with those for every GPU
 features() {
-    local processes=() i status=0
+    local processes=() impls=(flash flash_sm80) i status=0
     for ((i = 1; i <= FUZZ_PROCESSES; ++i)); do
-        FUZZ_EXAMPLES=$((FEATURE_EXAMPLES / FUZZ_PROCESSES)) OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
+        FEATURE_IMPL=${impls[i % 2]} FUZZ_EXAMPLES=$((FEATURE_EXAMPLES / FUZZ_PROCESSES)) OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
             python3 -m pytest -q -p no:cacheprovider tests/test_features.py --hypothesis-seed="$i" \
             > "$out/features-$i.log" 2>&1 &
         processes+=($!)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from flashcore_drv import catalog, reference
 from flashcore_drv.dtypes import BF16, F16, F32, DType
 from flashcore_drv.reference import Scoring
 from flashcore_drv.runtime import Device, DeviceArray, driver, is_emulated
+
+IMPL = os.environ.get("FEATURE_IMPL", "flash")
+"""Whose kernels the features are tested with, where a GPU has more than one family (scripts/gpu_check.sh)."""
 
 Window = tuple[int | None, int | None]
 
@@ -199,7 +203,7 @@ class Made:
         case = self.case
         options: dict[str, Any] = {
             "softmax_scale": case.softmax_scale, "causal": case.causal, "window_size": case.window_size,
-            "softcap": case.softcap, "batch_invariant": case.batch_invariant, "return_lse": True,
+            "softcap": case.softcap, "batch_invariant": case.batch_invariant, "return_lse": True, "impl": IMPL,
         } | self.sides | changes  # fmt: skip
         if case.packed:
             arrays = [self.inputs[n].packed() for n in "qkv"]
