@@ -100,6 +100,20 @@ def contested(family: str) -> tuple[int, ...]:
     return tuple(d for d in _VARIANTS[family][1] if len(alternatives(family, d)) > 1)
 
 
+def is_measured(family: str, head_dim: int, arch: int, gpu: Gpu) -> bool:
+    """Whether there are constants to compare `family` with its alternatives by."""
+    return bool(_costs(family, head_dim, arch, gpu))
+
+
+def _costs(family: str, head_dim: int, arch: int, gpu: Gpu) -> dict[str, WaveCost]:
+    """The constants of the alternatives, by family: of the GPU's table, or of the model; none where one lacks."""
+    names = {f: f"{f}_d{head_dim}" for f in alternatives(family, head_dim)}
+    for costs in (table(gpu.name) or {}, model(arch)):
+        if costs.keys() >= set(names.values()):
+            return {f: costs[name] for f, name in names.items()}
+    return {}
+
+
 def fastest(family: str, head_dim: int, problem: Problem, arch: int, gpu: Gpu) -> str:
     """The family to take in the place of `family`: a pure function of its arguments and of the package's data.
 
@@ -124,13 +138,8 @@ def fastest(family: str, head_dim: int, problem: Problem, arch: int, gpu: Gpu) -
     families = alternatives(family, head_dim)
     if len(families) == 1:
         return family
-    names = {f"{f}_d{head_dim}": f for f in families}
-    costs = table(gpu.name) or {}
-    if not costs.keys() >= names.keys():
-        costs = model(arch)
-    if not costs.keys() >= names.keys():  # one was never measured
-        return family
-    return names[min(names, key=lambda name: costs[name].time(problem, gpu.multiprocessors))]
+    costs = _costs(family, head_dim, arch, gpu)
+    return min(costs, key=lambda f: costs[f].time(problem, gpu.multiprocessors)) if costs else family
 
 
 def file_name(gpu_name: str) -> str:

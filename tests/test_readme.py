@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 # Commands that this very CI runs (.ci/run), or that tests/test_build.py does.
 ELSEWHERE = {
     "make run", "make test", "make cubin", 'make cubin ARCHS="80 86 89 90"', "make wheel", "make docs",
-    "pip install -e .", "python scripts/try_wheel.py",
+    "pip install -e .", "python scripts/try_wheel.py", "python scripts/sanitize.py --quick",
 }  # fmt: skip
 SCRIPTS = sorted(set(re.findall(r"`(python (?:scripts/|-m flashcore_drv )[^`]+)`", README)) - ELSEWHERE)
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
