@@ -59,6 +59,7 @@ struct QueryRegisters {
 
 template <typename T, int HEAD_DIM, int WARPS, int KEYS, Band BAND>
 struct PairedWarps {
+    static_assert(HEAD_DIM % 64 == 0);  // O leaves four of a warp's HEAD_DIM / 16 tiles at a time
     static constexpr int kThreads = 32 * WARPS, kPairs = WARPS / 2, kColumnTiles = HEAD_DIM / 16;
     static constexpr int kTileBytes = KEYS * HEAD_DIM * 2;
     using Tiles = BlockRange<KEYS>;
