@@ -81,7 +81,12 @@ class Problems:
 def choice_problems(family: str) -> Problems:
     """For the choice among a family's alternatives: the full grid and latency shapes; odd lengths, GQA, both dtypes."""
     causal, sizes = "causal" in family, tuned.contested(family)
-    grid = [Shape(16384 // s, 2048 // d, 2048 // d, s, s, d, "f16", causal) for d in (64, 128) for s in GRID_SEQLENS]
+    grid = [
+        Shape(16384 // s, 2048 // d, 2048 // d, s, s, d, "f16", causal)
+        for d in sizes
+        if d in (64, 128)
+        for s in GRID_SEQLENS
+    ]
     latency = [
         Shape(1, heads, heads, seqlen, seqlen, d, "f16", causal)
         for d in sizes

@@ -312,7 +312,7 @@ FAULTS = {
     "of other structs": (
         lambda path, text: path.write_text(text.replace(ABI, OTHER_ABI)),
         fc.KernelImageError,
-        "is stale: it was built for ABI .* rebuild it: make cubin",
+        "is stale: it was built for ABI .* build it: make cubin",
     ),
     "of another kernel": (
         lambda path, text: path.write_text(text.replace(path.stem, "other")),

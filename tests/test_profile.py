@@ -118,8 +118,8 @@ def test_bank_conflicts_are_a_share_of_wavefronts() -> None:
 def test_a_problem_gets_the_kernel_of_dispatch_and_a_stem_its_own() -> None:
     small = work_of("1x1x512x512x64", False, "f16", 89, GpuModel("NVIDIA L4", 58))
     assert small.spec.stem == "flash_fwd_small_f16_d64_sm89"
-    grouped = work_of("2x32/8x4096x4096x128", True, "bf16", 90, H200)
-    assert (grouped.spec.stem, grouped.shape.heads_kv) == ("flash_fwd_tma_causal_bf16_d128_sm90a", 8)
+    grouped = work_of("2x32/8x4096x4096x128", True, "f16", 90, H200)
+    assert (grouped.spec.stem, grouped.shape.heads_kv) == ("flash_fwd_tma_causal_f16_d128_sm90a", 8)
     own = work_of("flash_fwd_tma_causal_f16_d64_sm90a", False, "f16", 90, H200)
     assert (str(own.shape), own.causal) == ("4x32x4096x4096x64", True)
     stem = work_of("flash_fwd_causal_f16_d256_sm89", False, "f16", 90, H200)
