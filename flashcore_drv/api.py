@@ -81,9 +81,11 @@ def attention(
         "bshd" or "bhsd", of q, k, v and the result.
     impl : str
         "auto" or "flash": one fused kernel. On compute capability 9.0 that is of the family "flash_sm90" (TMA, wgmma)
-        wherever TMA can express q, k and v, elsewhere of "flash_sm80"; either can be asked for by name. "unfused":
-        three, with the scores in memory between them, for sequences of at least 1 and without window_size and what
-        follows it here (see :mod:`flashcore_drv.unfused`).
+        for float16, full or causal attention of one seqlen_q = seqlen_k without softcap, alibi_slopes, bias and sinks,
+        head_dim 64, 96, 128, 192 or 256, where TMA can express q, k and v and no other was measured to be faster;
+        elsewhere of "flash_sm80". Either can be asked for by name. "unfused": three, with the scores in memory between
+        them, for sequences of at least 1 and without window_size and what follows it here (see
+        :mod:`flashcore_drv.unfused`).
     return_lse : bool
         Also return log sum exp of the scores (natural logarithm), float32 [batch, num_heads, seqlen_q].
     batch_invariant : bool
@@ -141,7 +143,11 @@ def attention(
         if window_size is not None:
             options += _kinds(window_size)
         known = CACHE.again.get(addresses)
-        if known is not None and known.layouts == layouts and known.options == options:
+        try:
+            again = known is not None and known.layouts == layouts and known.options == options
+        except ValueError:  # an array among the options, which is neither equal nor not
+            again = False
+        if known is not None and again:
             prepared = known.prepared
             prepared.recent = True
             handle = stream if stream.__class__ is int and stream >= 0 else stream_handle(prepared.device, stream)

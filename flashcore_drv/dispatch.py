@@ -113,8 +113,10 @@ def _seen_on_a_gpu(problem: Problem) -> bool:
 
     The others are right on the emulator, which does not see a missing fence: they are taken when asked for by name.
     """
-    whole = problem.causal or not problem.windowed
-    return problem.dtype == F16 and whole and problem.one_length and not (problem.scored or problem.sinks)
+    one_size = problem.head_dim == problem.head_dim_v and problem.head_dim in catalog.TMA_HEAD_DIMS
+    square = problem.one_length and problem.seqlen_q == problem.seqlen_k
+    whole = (problem.causal or not problem.windowed) and not (problem.scored or problem.sinks)
+    return problem.dtype == F16 and one_size and square and whole
 
 
 def _select_sm90(problem: Problem, arch: int, gpu: Gpu | None) -> KernelSpec:

@@ -204,7 +204,8 @@ def _is_like(kind: type, x: Any) -> None:
     """Note of which."""
     if len(_LIKE) >= _MOST_CLASSES:
         _LIKE.clear()
-    address = getattr(getattr(x, "data", None), "ptr", None)
+    data = None if isinstance(x, np.ndarray) else getattr(x, "data", None)  # of bfloat16 NumPy's raises ValueError
+    address = getattr(data, "ptr", None)
     kinds = type(address), type(getattr(x, "shape", None)), type(getattr(x, "strides", None))
     like = ""
     if kinds == (int, tuple, tuple) and isinstance(getattr(x, "dtype", None), np.dtype):

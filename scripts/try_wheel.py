@@ -32,7 +32,11 @@ def find_wheel() -> Path:
 
 def clean_environment() -> dict[str, str]:
     """Without the variables that could lead to this repository."""
-    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "FLASHCORE_BUILD")}
+    return {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("PYTHONPATH", "PYTHONHOME", "FLASHCORE_BUILD", "FLASHCORE_EMULATED_ARCH")
+    }
 
 
 def run(command: list[str | Path], folder: Path) -> str:

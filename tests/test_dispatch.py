@@ -159,9 +159,8 @@ def test_few_blocks_get_the_kernel_of_few_rows(heads, seqlen, family) -> None:
     head_dim=st.integers(1, LARGEST_FUSED_HEAD_DIM // 8).map(lambda n: 8 * n),
     head_dim_v=st.integers(1, LARGEST_FUSED_HEAD_DIM // 8).map(lambda n: 8 * n),
     dtype=dtypes,
-    impl=st.sampled_from(["auto", "flash", "flash_sm90"]),
 )
-def test_hopper_gets_its_own_kernel_of_every_feature(data, left, right, head_dim, head_dim_v, dtype, impl) -> None:
+def test_hopper_gets_its_own_kernel_of_every_feature(data, left, right, head_dim, head_dim_v, dtype) -> None:
     head_dim_v = data.draw(st.sampled_from([head_dim, head_dim_v]))
     terms = data.draw(st.sampled_from([{}, {}, {"softcap": 30.0}, {"alibi_batch_stride": 0}, {"bias": BIAS}]))
     features = {
@@ -174,14 +173,8 @@ def test_hopper_gets_its_own_kernel_of_every_feature(data, left, right, head_dim
         2, 1, 2, 100, 200, head_dim, dtype, False, True, head_dim_v,
         window_left=left, window_right=right, **terms, **features,
     )  # fmt: skip
-    (spec,) = dispatch.select(problem, 90, impl)
-    if impl != "flash_sm90" and (dtype is BF16 or terms or any(list(features.values())[:3])):
-        assert spec.target == "89"  # not yet seen on a GPU
-    elif impl == "flash_sm90" or (left == UNBOUNDED and right in (UNBOUNDED, 0)):
-        assert spec.target == "90a"
-    if spec.target == "89":
-        return
-    assert spec.dtype == dtype
+    (spec,) = dispatch.select(problem, 90, "flash_sm90")
+    assert (spec.target, spec.dtype) == ("90a", dtype)
     assert int(spec.size[1:]) == min(d for d in catalog.TMA_HEAD_DIMS if d >= max(head_dim, head_dim_v))
     if problem.scored:
         assert spec.family == "flash_fwd_tma_scored"
@@ -193,6 +186,31 @@ def test_hopper_gets_its_own_kernel_of_every_feature(data, left, right, head_dim
 
 
 BIAS = Bias(F32, contiguous(1, 1, 1, 1), 1)
+
+
+SEEN = problem_of(2, 1, 2, 200, 200, 128, F16, False)
+
+
+@pytest.mark.parametrize("impl", ["auto", "flash"])
+@pytest.mark.parametrize(
+    ("changes", "target"),
+    [
+        ({}, "90a"),
+        ({"window_right": 0}, "90a"),
+        ({"batch_invariant": True}, "90a"),
+        ({"dtype": BF16}, "89"),
+        ({"window_left": 9}, "89"),
+        ({"sinks": True}, "89"),
+        ({"softcap": 9.0}, "89"),
+        ({"seqused_k": True}, "89"),
+        ({"varlen": Packed(150, 250)}, "89"),
+        ({"q": replace(SEEN.q, rows=100), "o": replace(SEEN.o, rows=100)}, "89"),
+        ({x: replace(getattr(SEEN, x), cols=120) for x in "qkvo"}, "89"),
+    ],
+)
+def test_hopper_gets_by_default_what_was_seen_on_a_gpu(impl, changes, target) -> None:
+    (spec,) = dispatch.select(replace(SEEN, **changes), 90, impl)
+    assert spec.target == target
 
 
 def strided(**strides) -> Problem:
@@ -242,7 +260,7 @@ def test_what_tma_cannot_express_gets_a_kernel_for_every_gpu(why) -> None:
 )
 def test_what_tma_can_express(strides) -> None:
     """Broadcast dimensions, rows that overlap, and the longest stride."""
-    (spec,) = dispatch.select(strided(**strides), 90)
+    (spec,) = dispatch.select(strided(**strides), 90, "flash_sm90")
     assert spec.target == "90a"
 
 

@@ -71,8 +71,9 @@ not_empty = feature_cases(storage=aligned).filter(lambda case: all(np.sum(case.l
 
 @settings(max_examples=settings.default.max_examples // 2)
 @given(case=not_empty, sms=st.integers(1, 4))
-def test_features(few_sms, case: FeatureCase, sms: int) -> None:
+def test_features(few_sms, monkeypatch, case: FeatureCase, sms: int) -> None:
     few_sms[0] = sms
+    monkeypatch.setattr("features.IMPL", "flash_sm90")
     fc.api.CACHE.clear()
     check(case)
 

@@ -209,7 +209,8 @@ class Machine:
         self.dynamic_shared_bytes = dynamic_shared_bytes
         dynamic_start = max([entry.shared_static_bytes, *entry.shared.values()])
         self.shared_bytes = dynamic_start + dynamic_shared_bytes if dynamic_shared_bytes else entry.shared_static_bytes
-        has_warpgroups = any(i.name == "wgmma" for i in entry.code)
+        has_warpgroups = any(i.name in ("wgmma", "setmaxnreg") for i in entry.code)
+        self.has_async_proxy = any(i.name == "wgmma" or i.opcode.startswith("cp.async.bulk") for i in entry.code)
         stride = align_up(max(self.shared_bytes, 16), 128)
         self.layout = Layout(blocks, block[0] * block[1] * block[2], stride, has_warpgroups)
         self.registers = Registers(entry.register_types, self.layout.n)
@@ -227,7 +228,9 @@ class Machine:
         self.state, self.checks, self.traffic = state, state.checks, state.traffic
         self.global_order, self.random = state.global_order, state.random
         self.order = (
-            SharedOrder(self.layout, self.shared_bytes, self.fail, self.where, self.checks.uninitialised)
+            SharedOrder(
+                self.layout, self.shared_bytes, self.fail, self.where, self.checks.uninitialised, self.has_async_proxy
+            )
             if self.checks.races and self.shared_bytes
             else None
         )
@@ -450,11 +453,14 @@ class Machine:
         if (lanes & ~selection.mask).any():
             raise Incomplete(selection, lanes)
 
-    def converge_warpgroup(self, selection: Selection) -> None:
-        """Let a warpgroup-wide instruction go on only with whole warpgroups (four warps from a multiple of four on)."""
+    def converge_warpgroup(self, selection: Selection, allows_fewer: bool = False) -> None:
+        """Let a warpgroup-wide instruction go on only with whole warpgroups (four warps from a multiple of four on).
+
+        `allows_fewer`: the last one of a block may have fewer warps.
+        """
         if selection.full:
             return
-        lanes = selection.mask.reshape(-1, 128).any(1).repeat(128)
+        lanes = selection.mask.reshape(-1, 128).any(1).repeat(128) & (self.layout.exists | (not allows_fewer))
         if (lanes & ~selection.mask).any():
             raise Incomplete(selection, lanes, 128)
 
@@ -554,8 +560,9 @@ class Machine:
             self.fail("divergence", text, pc)
         if not places:
             raise EmulationError("deadlock", f"threads of {self.entry.name} wait for nothing that can happen")
-        first = min(pc for pc, _ in places)
-        waits = []
+        reasons = [found for holder in self.states.values() for found in getattr(holder, "reasons", list)()]
+        first = min(pc for pc, _ in reasons or places)
+        waits = [reason for _, reason in reasons]
         for pc in sorted({pc for pc, _ in places}):
             mask = np.logical_or.reduce([m for p, m in places if p == pc])
             warps = sorted({int(w) % self.layout.warps_per_block for w in np.flatnonzero(mask) // 32})

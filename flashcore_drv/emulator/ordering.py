@@ -4,6 +4,11 @@ Shared memory: a vector clock for every warp of a block, one agent for the TMA e
 access is a race if it conflicts with an earlier one that is not in the past of the warp that makes it. Lanes of one
 warp are one agent: races among them are not seen.
 
+TMA and wgmma are the async proxy (PTX ISA, "Async proxy"): between an ordinary write (st, stmatrix, cp.async) and their
+access stands a fence.proxy.async, of any warp on the way from one to the other (PTX ISA, "Causality Order": linked by a
+proxy fence along the base causality path). What they have done needs none once it has been waited for. Reads before a
+TMA load are let through without one, although the model's text asks for it there, too: the wait for the values does.
+
 Global memory: two blocks that touch the same bytes, one of them writing, without an atomic operation, unless a fence
 and an atomic operation of each on one address order them.
 """
@@ -30,29 +35,33 @@ _NEVER = 1 << 30  # the clock of what nobody has waited for
 class SharedOrder:
     """The order of accesses to the shared memory of every block of a batch.
 
-    ``clock[b, i, j]``: how much of agent j's past is ordered before agent i, in block b. ``write[g]`` is the epoch of
-    the last write of a granule, ``read[g, agent]`` of each agent's last read; a granule is as wide as the narrowest
-    access so far, at most 16 bytes.
+    ``clock[b, i, j]``: how much of agent j's past is ordered before agent i, in block b; in a kernel that uses the
+    async proxy ``clock[b, i, agents + j]``: how much of it a proxy fence on the way makes visible to that proxy.
+    ``write[g]`` is the epoch of the last write of a granule, ``read[g, agent]`` of each agent's last read; a granule is
+    as wide as the narrowest access so far, at most 16 bytes.
     """
 
-    def __init__(self, layout: Layout, used_bytes: int, fail: Fail, where: Where, uninitialised: bool) -> None:
+    def __init__(
+        self, layout: Layout, used_bytes: int, fail: Fail, where: Where, uninitialised: bool, has_async_proxy: bool
+    ) -> None:
         self.layout, self.used_bytes = layout, used_bytes
         self.fail, self.where, self.uninitialised = fail, where, uninitialised
         self.tma = layout.warps_per_block
         self.in_flight = self.tma + 1
         self.wgmma = self.tma + 2  # and one for each further warpgroup
         self.agents = self.wgmma + -(-layout.warps_per_block // 4)
+        self.width = self.agents * (1 + has_async_proxy)  # of a clock
         self.atomic_pcs: set[int] = set()  # the instructions whose recorded writes are atomic
         if self.agents > _AGENT:
             raise ValueError("too many warps in a block")
         self.agent_of_warp = np.arange(layout.warps) % layout.warps_per_block
-        self.row_of_warp = (layout.block_of_warp * self.agents + self.agent_of_warp) * self.agents
+        self.row_of_warp = (layout.block_of_warp * self.agents + self.agent_of_warp) * self.width
         self.reset()
 
     def reset(self) -> None:
         """Start a batch: nothing is written, every agent has seen only itself."""
         blocks, agents = self.layout.blocks, self.agents
-        self.clock = np.zeros((blocks, agents, agents), np.int64)
+        self.clock = np.zeros((blocks, agents, self.width), np.int64)
         self.clock[:, range(agents), range(agents)] = 1
         engines = [self.tma, *range(self.wgmma, agents)]
         self.clock[:, engines, engines] = _NEVER >> 2  # the epochs of engines are never below `floor`
@@ -84,7 +93,7 @@ class SharedOrder:
         ----------
         blocks : int64 [k]
         warps : bool [k, warps_per_block]
-        others : int64 [k, agents], optional
+        others : int64 [k, width], optional
             A clock that is joined too.
         """
         count = self.layout.warps_per_block
@@ -100,7 +109,7 @@ class SharedOrder:
         self.changed()
 
     def release(self, warps: Array) -> Array:
-        """The clocks of some warps of the batch, which go on to later epochs. int64 [k, agents]."""
+        """The clocks of some warps of the batch, which go on to later epochs. int64 [k, width]."""
         block, agent = self.layout.block_of_warp[warps], self.agent_of_warp[warps]
         past = self.clock[block, agent].copy()
         self.clock[block, agent, agent] += 1
@@ -114,8 +123,17 @@ class SharedOrder:
         return self.release(distinct)[inverse.reshape(-1)]
 
     def acquire(self, warps: Array, past: Array) -> None:
-        """Order pasts (int64 [k, agents]) before what these warps, some perhaps twice, do next."""
+        """Order pasts (int64 [k, width]) before what these warps, some perhaps twice, do next."""
         np.maximum.at(self.clock, (self.layout.block_of_warp[warps], self.agent_of_warp[warps]), past)
+        self.changed()
+
+    def fence_proxies(self, warps: Array) -> None:
+        """What is ordered before some warps of the batch (int64) becomes visible to the async proxy after them."""
+        block, agent = self.layout.block_of_warp[warps], self.agent_of_warp[warps]
+        past = self.clock[block, agent, : self.agents]
+        visible = self.clock[block, agent, self.agents :]
+        self.clock[block, agent, self.agents :] = np.maximum(past, visible)
+        self.clock[block, agent, agent] += 1
         self.changed()
 
     def finish(self, blocks: Array) -> None:
@@ -192,7 +210,7 @@ class SharedOrder:
             return
         reads = self.read[granules]
         block, agent = self.layout.block_of_warp[who.warp], self.agent_of_warp[who.warp]
-        bad = reads >> _CLOCK > self.clock[block, agent][:, None, :]
+        bad = reads >> _CLOCK > self.clock[block, agent][:, None, : self.agents]
         if bad.any():
             i, j, k = np.argwhere(bad)[0]
             earlier = int(reads[i, j, k]) & ~_AGENT | int(k)
@@ -209,28 +227,32 @@ class SharedOrder:
         ----------
         blocks, agent : int64 [k]
             Pairs that occur once.
-        past : int64 [k, agents]
+        past : int64 [k, width]
             What is ordered before each.
         at : int64 [k, m]
             Its accesses, bytes in the batch's shared memory.
 
         Returns
         -------
-        int64 [k, agents]
+        int64 [k, width]
             What is ordered after each and nothing else: for `acquire`.
         """
         granules = self._granules(at.reshape(-1), width).reshape(len(blocks), -1)
         writes = self.write[granules]
-        bad = writes >> _CLOCK > past[np.arange(len(blocks))[:, None], writes & _AGENT]
+        each = np.arange(len(blocks))
+        bad = writes >> _CLOCK > past[each[:, None], self.agents + (writes & _AGENT)]
         what = "write" if write else "read"
         if bad.any():
-            i, j = np.argwhere(bad)[0]
-            self._engine_race(int(agent[i]), int(granules[i, j]), what, int(writes[i, j]), "write", pc)
+            unordered = writes >> _CLOCK > past[each[:, None], writes & _AGENT]
+            is_race = bool(unordered.any())
+            i, j = np.argwhere(unordered if is_race else bad)[0]
+            report = self._engine_race if is_race else self._missing_fence
+            report(int(agent[i]), int(granules[i, j]), what, int(writes[i, j]), "write", pc)
         epoch = self.clock[blocks, agent, agent]
         value = (epoch << _CLOCK | pc << _PC | agent)[:, None]
         if write:
             reads = self.read[granules]
-            bad = reads >> _CLOCK > past[:, None, :]
+            bad = reads >> _CLOCK > past[:, None, : self.agents]
             if bad.any():
                 i, j, k = np.argwhere(bad)[0]
                 earlier = int(reads[i, j, k]) & ~_AGENT | int(k)
@@ -241,12 +263,12 @@ class SharedOrder:
             self.read.reshape(-1)[granules * self.agents + agent[:, None]] = value
             self.read_time[granules] = 1 << 60  # a barrier of the warps does not order it
         after = np.zeros_like(past)
-        after[np.arange(len(blocks)), agent] = epoch
+        after[each, agent] = after[each, self.agents + agent] = epoch
         self.clock[blocks, agent, agent] += 1
         return after
 
     def past(self, warps: Array) -> Array:
-        """The clocks of some warps of the batch, int64 [k, agents]."""
+        """The clocks of some warps of the batch, int64 [k, width]."""
         result: Array = self.clock[self.layout.block_of_warp[warps], self.agent_of_warp[warps]].copy()
         return result
 
@@ -277,9 +299,15 @@ class SharedOrder:
         self.fail("race", message + self._describe(epoch, other), pc)
 
     def _engine_race(self, agent: int, granule: int, what: str, epoch: int, other: str, pc: int) -> NoReturn:
-        engine = "TMA" if agent == self.tma else "wgmma"
-        message = f"{engine} {what} of shared address {self._address(granule)} races with "
+        message = f"{self._engine(agent)} {what} of shared address {self._address(granule)} races with "
         self.fail("race", message + self._describe(epoch, other), pc)
+
+    def _missing_fence(self, agent: int, granule: int, what: str, epoch: int, other: str, pc: int) -> NoReturn:
+        message = f"{self._engine(agent)} {what} of shared address {self._address(granule)} without fence.proxy.async "
+        self.fail("race", message + f"after {self._describe(epoch, other)}", pc)
+
+    def _engine(self, agent: int) -> str:
+        return "TMA" if agent == self.tma else "wgmma"
 
 
 _NONE, _MANY = -1, -2  # no block; more than one

@@ -191,6 +191,8 @@ class Entry:
         As laid out in the parameter bank.
     max_threads, min_blocks : int or None
         Product of ``.maxntid`` (or ``.reqntid``) and ``.minnctapersm``.
+    max_registers : int or None
+        ``.maxnreg``, of a thread.
     registers : dict
         Number of declared (virtual) registers by type.
     shared_static_bytes, local_bytes : int
@@ -203,6 +205,7 @@ class Entry:
     params: tuple[Param, ...]
     max_threads: int | None
     min_blocks: int | None
+    max_registers: int | None
     registers: dict[str, int]
     shared_static_bytes: int
     local_bytes: int
@@ -648,6 +651,7 @@ class _Module:
             counts[kind] = counts.get(kind, 0) + 1
         threads = re.search(r"\.(?:maxntid|reqntid)\s+([\d,\s]+)", header)
         blocks = re.search(r"\.minnctapersm\s+(\d+)", header)
+        most = re.search(r"\.maxnreg\s+(\d+)", header)
         max_threads = None
         if threads:
             max_threads = 1
@@ -658,6 +662,7 @@ class _Module:
             params=function.inputs,
             max_threads=max_threads,
             min_blocks=int(blocks[1]) if blocks else None,
+            max_registers=int(most[1]) if most else None,
             registers=counts,
             shared_static_bytes=static,
             local_bytes=align_up(local_offset, 16),

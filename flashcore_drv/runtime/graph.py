@@ -140,7 +140,8 @@ class Graph:
             for node in self._in_order():
                 if driver.call("cuGraphNodeGetType", node) == kind:
                     params = driver.call("cuGraphKernelNodeGetParams", node)
-                    if int(params.func) == int(launch.kernel.handle) and params.gridDimX == launch.blocks:
+                    grid = params.gridDimX, params.gridDimY
+                    if int(params.func) == int(launch.kernel.handle) and grid == (launch.blocks, launch.groups):
                         words = words_at(int(words_at(int(params.kernelParams), 1)[0]), len(launch.words))
                         if np.array_equal(words[alike], wanted):
                             found.append((node, params))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from kernel_harness import Output, compile_cuda, execute
 
-from flashcore_drv.emulator import DeviceMemory, EmulationError
+from flashcore_drv.emulator import Checks, DeviceMemory, EmulationError
 from flashcore_drv.emulator.instructions.tma import decode, encode_tensor_map
 
 RNG = np.random.default_rng(5)
@@ -379,3 +379,153 @@ def test_accumulators_hold_nan_until_the_wait():
     result = Output((32, 128), np.float32)
     arguments = [image, np.uint64(descriptor), np.uint64(descriptor), fragments, c, result, np.int32(1)]
     assert np.isnan(execute(program, "k", arguments, block=(128, 1, 1), shared=32768)[5]).all()
+
+
+# What only Hopper's hardware would notice: registers that never come, writes that the async proxy does not see.
+
+REGISTERS = """
+extern "C" __global__ void __launch_bounds__(LIMITS) k(int* out) {
+    if (threadIdx.x / 128 == LOADS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 FEW;");
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 MANY;");
+    }
+    out[threadIdx.x] = threadIdx.x;
+}"""
+
+
+def warpgroups(few, many, limits="384", loads=2, threads=384, grid=1, seed=0):
+    text = REGISTERS.replace("LIMITS", limits).replace("LOADS", str(loads))
+    program = compile_cuda(text.replace("FEW", str(few)).replace("MANY", str(many)), "90a")
+    out = execute(program, "k", [Output(threads, np.int32)], block=(threads, 1, 1), grid=(grid, 1, 1), seed=seed,
+                  checks=Checks.parse("divergence"))[0]  # fmt: skip
+    np.testing.assert_array_equal(out, np.arange(threads))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("few", "many", "options"),
+    [
+        (40, 232, {}),
+        (24, 240, {}),
+        (40, 232, {"loads": 0, "grid": 3}),
+        (32, 160, {"limits": "512", "threads": 512, "loads": 3}),
+        (24, 248, {"limits": "256", "threads": 256, "loads": 1}),
+        (24, 48, {"limits": "384, 4"}),
+        (40, 232, {"threads": 352, "loads": 0}),
+    ],
+)
+def test_registers_that_suffice(few, many, options, seed):
+    warpgroups(few, many, seed=seed, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("few", "many", "options", "message"),
+    [
+        (32, 240, {}, "warpgroup [01] of block .0, 0, 0. waits for 240 registers a thread, 9216 more; "
+                      "the block's pool has 8192 of 64512, 168 a thread at launch"),
+        (40, 240, {}, "waits for 240 registers a thread, 9216 more; the block's pool has 7168"),
+        (40, 168, {"limits": "512", "threads": 512, "loads": 3}, "the block's pool has 1024 of 65536, 128 a thread"),
+        (24, 56, {"limits": "384, 4"}, "2048 more; the block's pool has 0 of 15360, 40 a thread"),
+        (32, 240, {"loads": 9}, "waits for 240 registers a thread, 9216 more; the block's pool has 0"),
+    ],
+)  # fmt: skip
+def test_registers_that_never_come(few, many, options, message, seed):
+    with pytest.raises(EmulationError, match=message) as error:
+        warpgroups(few, many, seed=seed, **options)
+    assert error.value.kind == "deadlock"
+
+
+FENCE = 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");'
+
+PROXIES = """
+#include <cstdint>
+extern "C" __global__ void k(const int4* in, int4* out) {
+    __shared__ alignas(128) int4 tile[64]; __shared__ alignas(8) uint64_t barrier;
+    const unsigned b = __cvta_generic_to_shared(&barrier), s = __cvta_generic_to_shared(tile), t = threadIdx.x;
+    if (t == 0) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(b) : "memory");
+    __syncthreads();
+    BODY
+}"""
+WRITE = "tile[t] = in[t];"
+COPY = """asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(s + 16 * t), "l"(in + t) : "memory");
+          asm volatile("cp.async.wait_all;" ::: "memory");"""
+STORE = """asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], 1024;" :: "l"(out), "r"(s) : "memory");
+           asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+           asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");"""
+LOAD = """if (t == 0) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], 1024;" :: "r"(b) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], 1024, [%2];"
+                 :: "r"(s), "l"(in), "r"(b) : "memory");
+}
+asm volatile("{ .reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0; @!p bra again; }"
+             :: "r"(b) : "memory");"""
+
+
+def proxies(*steps, seed=0):
+    program = compile_cuda(PROXIES.replace("BODY", "\n".join(steps)), "90a")
+    data = RNG.integers(0, 1000, (64, 4)).astype(np.int32)
+    out = execute(program, "k", [data, Output((64, 4), np.int32)], block=(64, 1, 1), seed=seed)[1]
+    np.testing.assert_array_equal(out, data)
+
+
+SYNC, ONCE = "__syncthreads();", "if (t == 0) {" + STORE + "}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (WRITE, FENCE, SYNC, ONCE),
+        (WRITE, SYNC, "if (t == 0)" + FENCE, ONCE),
+        (WRITE, SYNC, FENCE, SYNC, ONCE),
+        (WRITE, SYNC, "if (t >= 32) " + FENCE, SYNC, ONCE),
+        (WRITE, FENCE.replace(".shared::cta", ""), SYNC, ONCE),
+        (COPY, FENCE, SYNC, ONCE),
+        (LOAD, ONCE),
+        (LOAD, "out[t] = tile[t];"),
+        (WRITE, FENCE, SYNC, LOAD, "out[t] = tile[t];"),
+        (WRITE, SYNC, "out[t] = tile[t];"),
+    ],
+)
+def test_ordinary_and_asynchronous_accesses(steps, seed):
+    proxies(*steps, seed=seed)
+
+
+TMA_READ = "TMA read of shared address (0|512) without fence.proxy.async after the write of warp [01] at "
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((WRITE, SYNC, ONCE), TMA_READ),
+        ((FENCE, WRITE, SYNC, ONCE), TMA_READ),
+        ((WRITE, "if (t >= 32) " + FENCE, SYNC, ONCE), "address 0 without .* of warp 0 at"),
+        ((WRITE, "if (t < 32) " + FENCE, SYNC, ONCE), "address 512 without .* of warp 1 at"),
+        ((WRITE, FENCE.replace("shared::cta", "global"), SYNC, ONCE), TMA_READ),
+        ((WRITE, SYNC, ONCE, FENCE), TMA_READ),
+        ((COPY, SYNC, ONCE), TMA_READ),
+        ((LOAD, "((volatile int*)tile)[4 * t] = in[t].x;", SYNC, ONCE), TMA_READ),
+        ((WRITE, SYNC, LOAD, "out[t] = tile[t];"), "TMA write of shared address (0|512) without fence.proxy.async"),
+        ((WRITE, FENCE, ONCE), "TMA read of shared address 512 races with the write of warp 1"),
+    ],
+)
+def test_missing_proxy_fences(steps, message, seed):
+    with pytest.raises(EmulationError, match=message) as error:
+        proxies(*steps, seed=seed)
+    assert error.value.kind == "race"
+
+
+def test_wgmma_needs_a_proxy_fence():
+    source = wgmma_kernel(64, 16, "f32", "f16", "f16", False, ["0", "0"])
+    assert "fence.proxy.async" in source
+    image = np.zeros(32768, np.uint8)
+    descriptor = laid_out(np.ones((64, 16), np.float16), True, 128, image, 0)
+    zeros = [np.zeros((n, 128), np.uint32) for n in (4, 32)]
+    arguments = [image, np.uint64(descriptor), np.uint64(descriptor), *zeros, Output((32, 128), np.uint32), np.int32(1)]
+    program = compile_cuda(source.replace('asm volatile("fence.proxy.async;" ::: "memory");', ""), "90a")
+    message = "wgmma read of shared address .* without fence.proxy.async after the write of warp . at "
+    with pytest.raises(EmulationError, match=message):
+        execute(program, "k", arguments, block=(128, 1, 1), shared=32768)

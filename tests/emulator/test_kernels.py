@@ -120,6 +120,8 @@ BUGS_90 = {
     "one arrival too many": ("[%0], 4;", "[%0], 3;", "mbarrier"),
     "no barrier before the store": ('    asm volatile("bar.sync 1, 128;" ::: "memory");  // C_smem is complete\n', "",
                                     "race"),
+    "no proxy fence before the store": ('    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");\n', "",
+                                        "race"),
     "wrong swizzle": ("(j + lane / 16) ^ (r_row & 7)", "j + lane / 16", None),
     "wrong stride": ("uint64_t(64) << 32", "uint64_t(32) << 32", None),
     "no scale_d": ("step + i > 0", "true", None),

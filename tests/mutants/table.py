@@ -13,6 +13,7 @@ QK, QK128 = "qk_wmma_f16_d64_sm89", "qk_wmma_bf16_d128_sm89"
 SOFTMAX, SOFTMAX_LONG = "softmax_f16_w1_sm89", "softmax_bf16_w8_sm89"
 PV, PV128 = "pv_wmma_f16_d64_sm89", "pv_wmma_bf16_d128_sm89"
 FLASH, FLASH128 = "flash_fwd_f16_d64_sm89", "flash_fwd_bf16_d128_sm89"
+FLASH32 = "flash_fwd_f16_d32_sm89"
 PAIRED, CAUSAL_PAIRED = "flash_fwd_bf16_d192_sm89", "flash_fwd_causal_f16_d256_sm89"
 CAUSAL, CAUSAL32 = "flash_fwd_causal_f16_d64_sm89", "flash_fwd_causal_f16_d32_sm89"
 SMALL, GENERAL = "flash_fwd_small_f16_d64_sm89", "flash_fwd_general_f16_d64_sm89"
@@ -33,6 +34,7 @@ SCORES, BIAS, TANH = "attention/scores.cuh", "attention/bias.cuh", "attention/ta
 MERGE_SOURCE = "flash_fwd/merge.cuh"
 PRODUCER, CONSUMER, EPILOGUE = (f"flash_fwd/{x}_sm90.cuh" for x in ("producer", "consumer", "epilogue"))
 STAGES, ROW_BLOCKS, WGMMA = "flash_fwd/stages_sm90.cuh", "flash_fwd/row_blocks.cuh", "ptx/wgmma.cuh"
+ROLES = "flash_fwd/flash_fwd_sm90.cuh"
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ MUTANTS: list[Mutant] = [
     ),
     *_of(
         FLASH_SOURCE,
-        FLASH128,  # one loop
+        FLASH32,  # one loop
         ("the first tile of all is left out", "tile >= 0; --tile) step.template operator()<Masked::kPerhaps>", "tile > 0; --tile) step.template operator()<Masked::kPerhaps>"),
         ("no tile is masked", "(tile >= tiles.masked ||", "(false ||"),
     ),
@@ -302,6 +304,11 @@ MUTANTS: list[Mutant] = [
         ("the first masked tile is not masked", ") / BLOCK_KV) {}", ") / BLOCK_KV + 1) {}"),
     ),
     *_of(
+        FLASH_SOURCE,
+        CAUSAL32,  # folded rows have skipped it already
+        ("a skipped tile is added all the same", "if (MASKED == Masked::kNo || !outside(tile)) multiply_pv", "multiply_pv"),
+    ),
+    *_of(
         MASK,
         CAUSAL32,
         ("the last visible key is masked", ">= end", ">= end - 1"),
@@ -312,7 +319,6 @@ MUTANTS: list[Mutant] = [
         CAUSAL,
         ("the loop of masked tiles ends early", "tile >= tiles.masked; --tile", "tile > tiles.masked; --tile"),
         ("a warp skips tiles that its last rows see", "warp_row + LAST * rows_apart() + 15 + limit.last", "warp_row + LAST * rows_apart() + limit.last"),
-        ("a skipped tile is added all the same", "if (MASKED == Masked::kNo || !outside(tile)) multiply_pv", "multiply_pv"),
         ("blocks without keys make a tile", "if (tiles.end > 0) warp.run", "warp.run"),
     ),
     # small: S of the next tile between P and O of this one, and warps that share rows
@@ -552,6 +558,18 @@ MUTANTS: list[Mutant] = [
         ("all warpgroups have the first one's rows", "first_row + 64 * i", "first_row"),
         ("every query head has keys of its own", "divide(block.place.head, p.group)", "block.place.head"),
         ("packed sequences are batches", "packed ? 0 : block.place.batch", "block.place.batch"),
+        ("zeros are not fenced before wgmma reads them", "ptx::fence_proxy_async();", ""),
+    ),
+    *_of(
+        ROLES,
+        TMA,
+        ("the loading warpgroup keeps registers that others need", "give_up_registers<kLoadingRegisters>", "give_up_registers<kLoadingRegisters + 8>"),
+        ("no registers are given up", "ptx::give_up_registers<kLoadingRegisters>();", ""),
+    ),
+    *_of(
+        ROLES,
+        TMA_CAUSAL,
+        ("the multiplying warpgroups ask for more registers than there are", "take_registers<kMultiplyingRegisters>", "take_registers<kMultiplyingRegisters + 8>"),
     ),
     *_of(
         CONSUMER,
@@ -637,9 +655,8 @@ ESCAPES = {
     "a sequence has more queries than the longest": "its rows are its own, and undefined: what the array holds is wrong",
     "a part of weight 0 is multiplied all the same": "shows where it is NaN or infinite and its lse -inf, which no kernel makes",
     "ex2.approx is less exact than on the emulator": "the emulator rounds it correctly; the GPU run of the tests sees it",
-    "wgmma_fence or fence.proxy.async is missing": "the emulator reorders nothing there; ptxas and the GPU runs of the tests see it",
+    "wgmma_fence is missing": "the emulator reorders nothing there; ptxas and the GPU runs of the tests see it",
     "two lanes of a warp race for its part of O on its way out": "they are in step on the emulator; on a GPU mostly, too",
-    "warpgroups ask for more registers than there are": "a static_assert refuses it; without it the GPU waits for ever",
     "K of a tile that others need is not waited for": "the turns order it: the others have given back the stage by then",
     "V of a tile that others need is not waited for": "shows where one warpgroup is two tiles behind another: in no order tried",
     "the middle row block of a causal head is made twice": "the same bits, by the same block: it costs time alone",

@@ -29,8 +29,8 @@ class Barriers:
         self.need = np.zeros((blocks, 16), np.int64)
         self.counted = np.zeros((blocks, 16), np.bool_)
         self.members = np.zeros((blocks, 16, warps), np.bool_)
-        agents = machine.order.agents if machine.order is not None else 0
-        self.past = np.zeros((blocks, 16, agents), np.int64)
+        width = machine.order.width if machine.order is not None else 0
+        self.past = np.zeros((blocks, 16, width), np.int64)
         self.votes: dict[int, tuple[Array, Array]] = {}  # who came, and their predicates
         self.waiting: dict[int, list[tuple[Array, int, int, Any]]] = {}
         machine.at_exit.append(lambda mask: self.threads_ended())
@@ -276,21 +276,24 @@ class ClusterBarrier:
 
 @instruction("membar", "fence", pipe="lsu")
 def fence(at: Site) -> Operation:
-    """membar, fence: memory is sequentially consistent here; what matters is that a block published its writes."""
+    """membar, fence: memory is sequentially consistent here; what matters is that a block published its writes.
+
+    fence.proxy.async: in any form that covers shared memory.
+    """
     machine = at.machine
     wide = any(m in at.modifiers for m in ("gl", "sys", "gpu"))
+    to_async = at.modifiers[0] == "proxy" and at.modifiers[1].startswith("async") and not at.has("global")
 
     def run(selection: Selection) -> None:
+        if to_async and machine.order is not None and machine.has_async_proxy:
+            machine.order.fence_proxies(selection.warps)
         if wide and machine.global_order is not None:
             machine.global_order.fence(machine.block_ids[selection.pick(machine.layout.block)])
 
     return run
 
 
-@instruction("griddepcontrol", "setmaxnreg", pipe="control")
+@instruction("griddepcontrol", pipe="control")
 def launch_control(at: Site) -> Operation:
-    """griddepcontrol, setmaxnreg: launches are in order, registers plenty; setmaxnreg must be warp-wide."""
-    machine = at.machine
-    if at.instruction.name == "setmaxnreg":
-        return machine.converge
+    """griddepcontrol: launches are in order."""
     return lambda selection: None

@@ -49,7 +49,7 @@ class MBarriers:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.objects: dict[int, _Object] = {}
-        self.agents = machine.order.agents if machine.order is not None else 0
+        self.width = machine.order.width if machine.order is not None else 0
 
     def initialise(self, who: Accessors, address: Array, count: Array, pc: int) -> None:
         """mbarrier.init."""
@@ -62,7 +62,7 @@ class MBarriers:
         for a in np.unique(address):
             if int(a) not in self.objects:
                 zeros = [np.zeros(blocks, np.int64) for _ in range(5)]
-                clocks = [np.zeros((blocks, self.agents), np.int64) for _ in range(2)]
+                clocks = [np.zeros((blocks, self.width), np.int64) for _ in range(2)]
                 self.objects[int(a)] = _Object(*zeros, *clocks)
             chosen = address == a
             o, b = self.objects[int(a)], who.block[chosen]
@@ -219,7 +219,7 @@ def wait(at: Site) -> Control:
     def run(selection: Selection) -> int | None:
         barriers, who = machine.shared_state(MBarriers), selection.accessors
         phase = np.zeros(selection.n, np.int64)
-        past = np.zeros((selection.n, barriers.agents), np.int64)
+        past = np.zeros((selection.n, barriers.width), np.int64)
         for o, chosen in barriers.each(who, address(selection) & _OFFSET, pc):
             phase[chosen] = o.phase[who.block[chosen]]
             past[chosen] = o.done[who.block[chosen]]

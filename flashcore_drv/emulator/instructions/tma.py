@@ -224,7 +224,7 @@ class Engine:
         return rounds
 
     def order(self, t: _Transfer, write: bool) -> Array:
-        """Check a transfer's accesses to shared memory; int64 [k, agents], what its completion orders."""
+        """Check a transfer's accesses to shared memory; int64 [k, width], what its completion orders."""
         order = self.machine.order
         if order is None:
             return np.zeros((t.who.warp.size, 0), np.int64)
