@@ -544,3 +544,24 @@ def test_addresses_of_classes_are_bounded(device) -> None:
         assert interop.address_of(kind(q), "q") == q.address
     assert len(interop.addresses._READERS) <= 64
     assert driver.module()
+
+
+# ---- calls that are known again
+
+
+def test_bfloat16_of_numpy_goes_into_out() -> None:
+    """Its ``.data`` raises ValueError, as no other attribute does."""
+    q = np.random.default_rng(0).standard_normal((1, 16, 1, 32)).astype("bfloat16")
+    out = np.empty_like(q)
+    for _ in range(2):
+        assert fc.attention(q, q, q, out=out) is out
+    assert np.array_equal(out, fc.attention(q, q, q))
+
+
+def test_an_array_among_the_options_of_a_known_call() -> None:
+    x = [fc.DeviceArray.from_numpy(np.ones((1, 16, 1, 32), np.float16)) for _ in range(4)]
+    for _ in range(2):
+        fc.attention(*x[:3], out=x[3])
+    fc.attention(*x[:3], out=x[3], window_size=np.array([4, 0]))
+    with pytest.raises(fc.InvalidArgument, match="softmax_scale"):
+        fc.attention(*x[:3], out=x[3], softmax_scale=np.array([0.1, 0.2]))

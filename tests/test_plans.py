@@ -791,3 +791,24 @@ def test_the_driver_is_called_through_its_module(device) -> None:
         patch.setattr(driver.module(), "cuLaunchKernelEx", lambda *args: (driver.module().CUresult.CUDA_SUCCESS,))
         plan(*arrays, out)
     assert np.isnan(out.to_numpy()).all()
+
+
+def test_a_graph_tells_plans_apart_that_differ_in_batch_alone(device, monkeypatch) -> None:
+    """Where heads run in groups that is gridDim.y, and nothing in the parameters."""
+    monkeypatch.setattr("flashcore_drv.plan.heads_in_a_group", lambda *_: 2)
+    rng = np.random.default_rng(0)
+
+    def arrays(batch: int) -> list[fc.DeviceArray]:
+        return [fc.DeviceArray.from_numpy(rng.standard_normal((batch, 32, 1, 64)).astype(np.float16)) for _ in range(4)]
+
+    few, many, other = arrays(2), arrays(4), arrays(2)
+    plans = [fc.plan_attention(*x[:3], causal=True, impl="flash_sm80") for x in (few, many)]
+    with fc.Stream(device) as stream:
+        with fc.Graph.capture(stream) as graph:
+            plans[1](*many, stream=stream)
+            plans[0](*few, stream=stream)
+        graph.update(plans[0], *other)
+        graph.replay(stream)
+        found = [x.to_numpy(stream=stream) for x in (many[3], other[3])]
+    for out, x in zip(found, (many, other)):
+        assert np.array_equal(out, fc.attention(*x[:3], causal=True, impl="flash_sm80").to_numpy())
