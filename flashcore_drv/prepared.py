@@ -138,7 +138,9 @@ def stream_handle(device: Device, stream: object) -> int:
 
 
 def stream_number(stream: object) -> int:
-    """The same where the GPU is not known yet."""
+    """The same where the GPU is not known yet. Raises HandleError for a stream that was closed."""
+    if isinstance(stream, Stream):
+        return stream.handle
     try:
         return Stream.number(stream)
     except HandleError as error:

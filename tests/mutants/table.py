@@ -406,7 +406,7 @@ MUTANTS: list[Mutant] = [
     *_of(
         FLASH_SOURCE,
         FLASH,
-        ("every block stores the first one's rows", "ptx::block_index_again()", "0"),
+        ("every block stores the first one's rows", "ptx::block_index_again()", "ptx::BlockIndex{0, 0}"),
         ("results end where the first sequence does", "its_rows = sequence(p, again.batch)", "its_rows = sequence(p, 0)"),
     ),
     # pairs of warps: P and the factors of O travel between them
