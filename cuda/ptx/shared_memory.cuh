@@ -39,6 +39,4 @@ __device__ inline unsigned char* swizzled_shared_memory() {
     return flashcore_swizzled_shared_memory;
 }
 
-__device__ inline uint32_t swizzled_shared_address() { return shared_address(swizzled_shared_memory()); }
-
 }  // namespace flashcore::ptx

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import driver
 from .device import Device
+from .hostmemory import Memory
 
 MAP_BYTES = 128
 MAP_ALIGNMENT = 64
@@ -69,7 +70,7 @@ class TensorMap:
         other = next(iter(self.known.copy().values()), None)
         if other is None:
             with device.active():
-                place[:] = np.asarray(_Bytes(self._encode(address).getPtr()))
+                place[:] = np.asarray(Memory(self._encode(address).getPtr(), (MAP_BYTES,), "|u1"))
         else:
             words[:] = other
             here = driver.module().CUtensorMap(place.__array_interface__["data"][0])
@@ -98,10 +99,3 @@ class TensorMap:
             cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
-
-
-class _Bytes:
-    """Host memory, as NumPy's array interface describes it."""
-
-    def __init__(self, address: int) -> None:
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (MAP_BYTES,), "data": (address, False)}
