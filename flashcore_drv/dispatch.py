@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import catalog, tma, tuned
 from .catalog import CATALOG, KernelSpec
-from .dtypes import F16, DType
+from .dtypes import DType
 from .errors import InvalidArgument, Unsupported
 from .problem import Problem
 from .tuned import UNKNOWN_GPU, Gpu
@@ -73,16 +73,16 @@ def _check_unfused(problem: Problem) -> None:
 def select_flash(problem: Problem, arch: int, gpu: Gpu, impl: str = "flash") -> KernelSpec:
     """The fused kernel of a problem; see :func:`select`. Raises Unsupported.
 
-    On Hopper it is one that copies by TMA where the tensors allow it and its kind was run on a GPU, but for small
-    problems, where the kernel for those was measured to be faster.
+    On Hopper it is one that copies by TMA where the tensors allow it, but for small problems, where the kernel for
+    those was measured to be faster.
     """
     _check_head_dims(problem, arch)
     if impl == "flash_sm80":
         return _select_sm80(problem, arch, gpu)
     missing = tma.lacking(problem, arch)
-    if not missing and (impl == "flash_sm90" or _seen_on_a_gpu(problem)):
-        return _select_sm90(problem, arch, gpu if impl != "flash_sm90" else None)
-    if missing and impl == "flash_sm90":
+    if not missing:
+        return _select_sm90(problem, arch, gpu, impl)
+    if impl == "flash_sm90":
         raise Unsupported(
             f"flash_fwd_tma: required q {problem.q.shape}, k {problem.k.shape}, dtype={problem.dtype}, sm_{arch}; "
             f"built: for sm_{catalog.HOPPER} alone, tensors with elements whose rows start on 16 bytes and whose "
@@ -108,19 +108,8 @@ def _size(problem: Problem, built: tuple[int, ...]) -> int:
     return next(d for d in built if max(problem.head_dim, problem.head_dim_v) <= d)
 
 
-def _seen_on_a_gpu(problem: Problem) -> bool:
-    """Whether the kernels for Hopper's own instructions were run on a GPU with problems of this kind.
-
-    The others are right on the emulator, which does not see a missing fence: they are taken when asked for by name.
-    """
-    one_size = problem.head_dim == problem.head_dim_v and problem.head_dim in catalog.TMA_HEAD_DIMS
-    square = problem.one_length and problem.seqlen_q == problem.seqlen_k
-    whole = (problem.causal or not problem.windowed) and not (problem.scored or problem.sinks)
-    return problem.dtype == F16 and one_size and square and whole
-
-
-def _select_sm90(problem: Problem, arch: int, gpu: Gpu | None) -> KernelSpec:
-    """The kernel for Hopper's own instructions of a problem that TMA can express, or on a GPU a faster one."""
+def _select_sm90(problem: Problem, arch: int, gpu: Gpu, impl: str) -> KernelSpec:
+    """The kernel of a problem that TMA can express: one for Hopper, or unless `impl` asks for these a faster one."""
     if problem.scored:
         family = "flash_fwd_tma_scored"
     elif problem.causal:
@@ -130,12 +119,14 @@ def _select_sm90(problem: Problem, arch: int, gpu: Gpu | None) -> KernelSpec:
     else:
         family = "flash_fwd_tma"
     size = _size(problem, catalog.TMA_HEAD_DIMS)
-    if gpu is not None and _plain(problem, size):
+    if _plain(problem, size):
+        fastest = _fastest(family, size, problem, arch, gpu)
         if family == "flash_fwd_tma" and not tuned.is_measured(family, size, arch, gpu):
             # the small kernel wherever it beats the other sm_8x kernel: there most SMs would have nothing to do
             small = _fastest("flash_fwd", size, problem, arch, gpu)
-            family = small if small == "flash_fwd_small" else family
-        family = _fastest(family, size, problem, arch, gpu)
+            fastest = small if small == "flash_fwd_small" else family
+        if impl != "flash_sm90" or fastest in catalog.TMA_VARIANTS:
+            family = fastest
     return _find(family, problem.dtype, f"d{size}", arch)
 
 

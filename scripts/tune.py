@@ -406,7 +406,7 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """For each way to choose: the time beside the best kernel's, as geometric mean and at worst, and where that is.
 
-    Beside the ways in `costs`, every family that was timed is a way: to take it always.
+    Beside the ways in `costs`, every family is a way: to take it always where it was timed.
     """
     families = sorted({f for row in rows for f in row["us"]})
     found = {}
@@ -415,6 +415,8 @@ def evaluate(
         for row in rows:
             us, shape = row["us"], shape_of(row)
             family = chosen(shape, us, costs[way], multiprocessors) if way in costs else way.removeprefix("always ")
+            if family not in us:
+                continue
             ratios.append((us[family] / min(us.values()), label(shape)))
         worst, where = max(ratios)
         mean = math.exp(statistics.fmean(math.log(r) for r, _ in ratios))

@@ -445,6 +445,18 @@ def test_choices_are_compared_with_the_best() -> None:
     assert found["always flash_fwd_small"]["where"] == tune.label(shapes[1])
 
 
+def test_a_kernel_is_compared_where_it_was_timed() -> None:
+    """Problems of different kinds have different kernels."""
+    timed = [{"flash_fwd": 4.0, "flash_fwd_small": 2.0}, {"flash_fwd_tma": 3.0, "flash_fwd_small": 9.0}]
+    problem = list(tune.asdict(Shape(1, 8, 8, 128, 128, 64)).values())
+    found = tune.evaluate([{"problem": problem, "us": us} for us in timed], {}, 132)
+    assert {way: (r["mean"], r["worst"]) for way, r in found.items()} == {
+        "always flash_fwd": (2, 2),
+        "always flash_fwd_small": (pytest.approx(3**0.5, abs=1e-4), 3),
+        "always flash_fwd_tma": (1, 1),
+    }
+
+
 def test_tables_have_a_line_a_problem(tmp_path) -> None:
     rows = [{"problem": [1, 2, 2, 3, 4, 64, "f16", False], "us": {"flash_fwd": 1.5}}] * 2
     found = {"gpu": "X", "kernels": {"a": {"rows": 1}}, "measured": {"choice": rows, "hold_out": []}}
