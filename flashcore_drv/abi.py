@@ -147,7 +147,7 @@ TENSOR_MAP = Struct("TensorMap", "abi/tensor_map.h", (("opaque", "128s"),))
 TILE_SCHEDULE = Struct(
     "TileSchedule",
     "abi/flash_fwd_tma_params.h",
-    tuple((name, "i") for name in ("tiles", "heads_first", "paired", "unused")),
+    (("group_tiles", DIVISOR), *((name, "i") for name in ("tiles", "heads_first", "paired", "sequences"))),
 )
 FLASH_FWD_TMA_PARAMS = Struct(
     "FlashFwdTmaParams",

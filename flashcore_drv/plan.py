@@ -12,7 +12,7 @@ from .errors import Unsupported
 from .images import LoadedKernel, load
 from .problem import Matrices, MergeProblem, Packed, Problem
 from .runtime import Device, Launch, TensorMap
-from .schedule import tile_schedule
+from .schedule import TileSchedule, tile_schedule
 
 _MAX_BLOCKS = (1 << 31) - 1  # gridDim.x
 _MAX_GROUPS = (1 << 16) - 1  # gridDim.y
@@ -100,7 +100,7 @@ def flash_params(kernel: LoadedKernel, problem: Problem, addresses: Mapping[str,
     group_heads : int
         Of a group, where the grid counts heads fastest: a divisor of batch * num_heads.
     """
-    spec, device = kernel.spec, kernel.kernel.device
+    spec = kernel.spec
     packed = problem.varlen or Packed(0, 0)
     row_blocks = -(-problem.seqlen_q // kernel.tile_rows)
     lse = contiguous(problem.batch, problem.num_heads, problem.seqlen_q, 1)
@@ -123,24 +123,30 @@ def flash_params(kernel: LoadedKernel, problem: Problem, addresses: Mapping[str,
         values[f"sequences.{name}"] = addresses.get(name, 0)
     for name, x in {"q": problem.q, "k": problem.k, "v": problem.v, "o": problem.o, "lse": lse}.items():
         values |= _tensor(name, (addresses.get(name, 0), x))
-    schedule = tile_schedule(problem, row_blocks, device.multiprocessors)
+    schedule = persistent_schedule(kernel, problem)
     inner = group_heads if spec.family in HEADS_FIRST else row_blocks
-    if kernel.blocks_an_sm:
-        inner = schedule.inner
-    values |= _divisor("grid_inner", inner)
+    values |= _divisor("grid_inner", schedule.inner if schedule else inner)
     values |= _divisor("num_heads", problem.num_heads)
     values |= _divisor("group", problem.num_heads // problem.num_heads_kv)
     if spec.params is abi.FLASH_FWD_PARAMS:
         return spec.params.pack(values)
     every: dict[str, abi.Scalar] = {f"fwd.{name}": x for name, x in values.items()}
     every |= {f"terms.{name}": x for name, x in _score_terms(problem, addresses).items()}
-    if spec.params is abi.FLASH_FWD_TMA_PARAMS:
-        words = {"tiles": schedule.tiles, "heads_first": schedule.heads_first, "paired": schedule.paired, "unused": 0}
-        every |= {f"schedule.{name}": x for name, x in words.items()}
+    if schedule:
+        every |= _divisor("schedule.group_tiles", schedule.group_tiles)
+        every |= {f"schedule.{name}": getattr(schedule, name) for name in _SCHEDULE}
         every |= dict.fromkeys(_MAPS, b"")
     return spec.params.pack(every)
 
 
+def persistent_schedule(kernel: LoadedKernel, problem: Problem) -> TileSchedule | None:
+    """The order of the tiles of a kernel whose blocks make one after the other; None for the others."""
+    device = kernel.kernel.device
+    at_once = device.multiprocessors * kernel.blocks_an_sm
+    return tile_schedule(problem, kernel.tile_rows, at_once, device.l2_bytes) if at_once else None
+
+
+_SCHEDULE = ("tiles", "heads_first", "paired", "sequences")
 _MAPS = ("q_map.opaque", "k_map.opaque", "v_map.opaque")
 _MAP_TYPES = {F16: "FLOAT16", BF16: "BFLOAT16"}
 
@@ -224,6 +230,8 @@ def plan_flash(device: Device, spec: KernelSpec, problem: Problem, addresses: Ma
     """
     kernel = load(spec, device)
     blocks = count_blocks(kernel, problem.o)
+    if schedule := persistent_schedule(kernel, problem):
+        blocks = min(blocks, schedule.blocks)
     if blocks == 0:
         return []
     heads = problem.batch * problem.num_heads
@@ -281,18 +289,13 @@ def plan_merge(device: Device, spec: KernelSpec, problem: MergeProblem, addresse
 
 
 def count_blocks(kernel: LoadedKernel, result: Matrices) -> int:
-    """Blocks that make a result of this shape. Raises Unsupported past the largest grid.
-
-    Those of a persistent grid make tile after tile, and there are no more than the GPU holds at once.
-    """
+    """Blocks that make a result of this shape, a tile each. Raises Unsupported past the largest grid."""
     col_tiles = -(-result.cols // kernel.tile_cols)
     tiles = -(-result.rows // kernel.tile_rows) * -(-col_tiles // kernel.tiles_a_block)
     blocks = result.batch * result.heads * tiles
     most = _MAX_TILES if kernel.blocks_an_sm else _MAX_BLOCKS
     if blocks > most:
         raise Unsupported(f"{kernel.spec.stem}: a result {result.shape} needs {blocks} blocks; a grid has up to {most}")
-    if kernel.blocks_an_sm:
-        return min(blocks, kernel.kernel.device.multiprocessors * kernel.blocks_an_sm)
     return blocks
 
 

@@ -107,6 +107,28 @@ def test_values_past_the_end_of_a_sequence(hopper, head_dim) -> None:
 
 
 @CAUSAL
+@pytest.mark.parametrize("sms", [1, 3, 1000])
+def test_packed_sequences_share_a_grid(few_sms, causal, sms) -> None:
+    """More sequences than a warp has lanes, many of them empty: each has the bits that it has alone."""
+    few_sms[0] = sms
+    lengths_q = [0, 5, 200, 0, 70] + [0] * 40 + [64, 0, 1]
+    lengths_k = [9, 0, 150, 0, 230] + [7] * 40 + [30, 0, 1]
+    starts_q, starts_k = (np.cumsum([0, *x], dtype=np.int32) for x in (lengths_q, lengths_k))
+    q, k, v = (normal(i, int(n[-1]), h, 64) for i, (n, h) in enumerate(((starts_q, 2), (starts_k, 1), (starts_k, 1))))
+    options = {"causal": causal, "return_lse": True, "impl": "flash_sm90"}
+    out, lse = fc.attention_varlen(q, k, v, starts_q, starts_k, 200, 230, **options)
+    for n in np.flatnonzero(lengths_q):
+        rows, keys = (slice(x[n], x[n + 1]) for x in (starts_q, starts_k))
+        if lengths_k[n]:
+            alone = fc.attention(*(x[None] for x in (q[rows], k[keys], v[keys])), **options)
+            assert alone[0].tobytes() == out[rows].tobytes()
+            assert alone[1].tobytes() == lse[:, rows].tobytes()
+        else:
+            assert not out[rows].any()
+            assert (lse[:, rows] == -np.inf).all()
+
+
+@CAUSAL
 @HEAD_DIM
 def test_scores_that_rise_with_every_tile(hopper, head_dim, causal) -> None:
     """Origins move by a lot with every tile, in one row more than in another."""

@@ -92,25 +92,39 @@ def test_other_kernels_have_none(hopper) -> None:
 # ---- the order of the tiles
 
 
-@given(
-    batch=st.integers(1, 5),
-    heads=st.integers(1, 15),
-    row_blocks=st.integers(1, 9),
-    causal=st.booleans(),
-    sms=st.integers(1, 200),
-)
+SCHEDULES = {
+    "batch": st.integers(1, 5),
+    "heads": st.integers(1, 15),
+    "row_blocks": st.integers(1, 9),
+    "causal": st.booleans(),
+    "sms": st.integers(1, 200),
+}
+
+
+@given(**SCHEDULES)
 def test_every_row_is_made_once(batch, heads, row_blocks, causal, sms) -> None:
     """As cuda/flash_fwd/row_blocks.cuh counts them."""
     problem = problem_of(batch, heads, heads, row_blocks * 128, causal=causal)
-    tiles, inner, heads_first, paired = tile_schedule(problem, row_blocks, sms)
+    schedule = tile_schedule(problem, 128, sms)
     made = []
-    for tile in range(tiles):
-        head, n = divmod(tile, inner)[:: -1 if heads_first else 1]
+    for tile in range(schedule.tiles):
+        head, n = divmod(tile, schedule.inner)[:: -1 if schedule.heads_first else 1]
         made.append((head, row_blocks - 1 - n))
-        if paired and n != row_blocks - 1 - n:
+        if schedule.paired and n != row_blocks - 1 - n:
             made.append((head, n))
     assert sorted(made) == [(head, row) for head in range(batch * heads) for row in range(row_blocks)]
-    assert not heads_first or [row for _, row in made] == sorted((row for _, row in made), reverse=True)
+    assert not schedule.heads_first or [row for _, row in made] == sorted((row for _, row in made), reverse=True)
+
+
+@given(lengths=st.lists(st.integers(0, 500), min_size=1, max_size=20), spare=st.integers(0, 300), causal=st.booleans())
+def test_packed_sequences_have_no_more_tiles_than_counted(lengths, spare, causal) -> None:
+    problem = problem_of(len(lengths), 3, 3, max(lengths) + spare, causal=causal)
+    problem = replace(problem, varlen=Packed(sum(lengths) + spare, sum(lengths) + spare))
+    schedule = tile_schedule(problem, 128, 132)
+    assert schedule.tiles >= 3 * sum(-(-n // 128) for n in lengths)
+    assert schedule.tiles <= 3 * len(lengths) * -(-problem.seqlen_q // 128)
+    assert schedule.sequences == len(lengths)
+    assert not schedule.paired
 
 
 @pytest.mark.parametrize(
@@ -120,7 +134,8 @@ def test_every_row_is_made_once(batch, heads, row_blocks, causal, sms) -> None:
 def test_long_and_short_row_blocks_go_together(row_blocks, causal, heads_first, paired) -> None:
     """Unless there are fewer pairs than SMs: then the longest of all heads come first."""
     problem = problem_of(1, 33, 33, row_blocks * 128, causal=causal)
-    assert tile_schedule(problem, row_blocks, 132)[2:] == (heads_first, paired)
+    schedule = tile_schedule(problem, 128, 132)
+    assert (schedule.heads_first, schedule.paired) == (heads_first, paired)
 
 
 @pytest.mark.parametrize(("batch", "heads", "seqlen_q"), [(1, 1, 1), (1, 4, 70), (8, 64, 1000), (3, 44, 65)])

@@ -3,19 +3,22 @@
 #pragma once
 #include <cstdint>
 
+#include "abi/divisor.h"
 #include "abi/flash_fwd_params.h"
 #include "abi/score_terms.h"
 #include "abi/tensor_map.h"
 
 namespace flashcore {
 
-// The order in which a persistent grid makes the tiles [0, tiles) of the result. A tile is a row block of one head or, where
-// they are paired, the n-th from the end and the n-th from the start.
+// The order in which the tiles [0, tiles) of the result are made: block n of the grid begins with tile n. A tile is a row
+// block of one head or, where they are paired, the n-th from the end and the n-th from the start.
 struct TileSchedule {
-    int32_t tiles;        // FlashFwdParams::grid_inner divides them: it counts tiles of a head, or heads
-    int32_t heads_first;  // whether it counts heads
+    // of a group of heads; FlashFwdParams::grid_inner divides these: it counts tiles of a head, or heads
+    Divisor group_tiles;
+    int32_t tiles;
+    int32_t heads_first;  // whether grid_inner counts heads, those of a group; else all heads are one group
     int32_t paired;
-    int32_t unused;
+    int32_t sequences;  // packed, with as many tiles each as their lengths ask for; 0: all have as many
 };
 
 struct FlashFwdTmaParams {
