@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from . import unfused
+from .arguments import check_flag
 from .dispatch import IMPLS
 from .dtypes import F32
 from .errors import InvalidArgument
@@ -264,6 +265,7 @@ def plan_attention(
     impl: str = "auto",
     return_lse: bool = False,
     batch_invariant: bool = False,
+    dependent_launch: bool = False,
     out: Any = None,
     device: Device | int | None = None,
 ) -> Plan:
@@ -279,6 +281,12 @@ def plan_attention(
         As in :func:`attention`.
     impl : str
         As in :func:`attention`. "unfused" needs memory for each call, and is refused.
+    dependent_launch : bool
+        Let the kernel begin while the kernel before it in the stream, or in a captured graph, ends, so that its set-up
+        takes no time (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"). It reads and
+        writes no array before that kernel has ended, whoever's it is: results are the same. The gain is a part of a
+        small problem's time. On compute capability 9.0, for the kernels "flash_sm90" and that for small problems; for
+        others it has no effect, which `dependent_launch` of the plan tells.
     device : Device or int, optional
         Where calls run; by default where the arrays are, or the current GPU.
 
@@ -304,6 +312,7 @@ def plan_attention(
         layout=layout,
         return_lse=return_lse,
         batch_invariant=batch_invariant,
+        dependent_launch=dependent_launch,
     )
 
 
@@ -327,6 +336,7 @@ def plan_attention_varlen(
     impl: str = "auto",
     return_lse: bool = False,
     batch_invariant: bool = False,
+    dependent_launch: bool = False,
     out: Any = None,
     device: Device | int | None = None,
 ) -> Plan:
@@ -355,6 +365,7 @@ def plan_attention_varlen(
         max_seqlens=(max_seqlen_q, max_seqlen_k),
         return_lse=return_lse,
         batch_invariant=batch_invariant,
+        dependent_launch=dependent_launch,
     )
 
 
@@ -371,7 +382,9 @@ def _refuse_bias(bias: Any) -> None:
         )
 
 
-def _plan(likes: tuple[Any, ...], device: Device | int | None, impl: str, **options: Any) -> Plan:
+def _plan(
+    likes: tuple[Any, ...], device: Device | int | None, impl: str, dependent_launch: Any, **options: Any
+) -> Plan:
     """The plan for q, k, v, out and the small inputs in the order of SIDES, None where there is none."""
     if impl == "unfused":
         allowed = ", ".join(x for x in IMPLS if x != impl)
@@ -384,8 +397,10 @@ def _plan(likes: tuple[Any, ...], device: Device | int | None, impl: str, **opti
     places = {x for x in (wanted, q_place, k_place, v_place, out_place, *(x for _, x in small)) if x is not None}
     if len(places) > 1:
         raise InvalidArgument(f"arrays and device are on {', '.join(sorted(map(repr, places)))}; allowed: one GPU")
+    dependent = check_flag(dependent_launch, "dependent_launch")
     problem = make_problem(q, k, v, out, sides, **options)
-    return Plan(problem, next(iter(places), None) or Device.current(), impl, (q, k, v, out, *sides.values()))
+    arguments = q, k, v, out, *sides.values()
+    return Plan(problem, next(iter(places), None) or Device.current(), impl, arguments, dependent)
 
 
 def _attend(

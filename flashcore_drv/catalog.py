@@ -6,6 +6,8 @@ its name in a profiler.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from . import abi
@@ -39,6 +41,11 @@ class KernelSpec:
     def stem(self) -> str:
         """For example ``qk_wmma_f16_d64_sm89``."""
         return f"{self.family}_{self.dtype}_{self.size}_sm{self.target}"
+
+    @property
+    def waits(self) -> bool:
+        """Whether it can be launched before the kernel before it has ended (``cuda/ptx/launch_order.cuh``)."""
+        return self.arch >= HOPPER
 
     def cubin_target(self, arch: int) -> str:
         """What its PTX is assembled for to run on a GPU of compute capability `arch`: ``89``, ``90a``."""
@@ -93,10 +100,18 @@ Persistent grids have a schedule of their own.
 """
 
 
-def _flash_fwd(arch: int, dtype: DType) -> list[KernelSpec]:
+HOPPER_BESIDES = ("flash_fwd_small",)
+"""Families of these that are compiled for Hopper's own instructions, too, and replace the others there.
+
+Small problems gain from a dependent launch, and its instructions need a PTX of 90.
+"""
+
+
+def _flash_fwd(arch: int, dtype: DType, families: Iterable[str] = FLASH_VARIANTS) -> list[KernelSpec]:
     header = "flash_fwd/flash_fwd_sm80.cuh"
     specs = []
-    for family, (variant, head_dims) in FLASH_VARIANTS.items():
+    for family in families:
+        variant, head_dims = FLASH_VARIANTS[family]
         params = abi.FLASH_FWD_SCORED_PARAMS if variant == "Scored" else abi.FLASH_FWD_PARAMS
         for d in head_dims:
             row = f"tiling<{d}, Variant::k{variant}, {arch}>()"
@@ -143,7 +158,9 @@ CATALOG: tuple[KernelSpec, ...] = tuple(
     for arch in PTX_ARCHS
     for dtype in (F16, BF16)
     for spec in (*_unfused(arch, dtype), *_flash_fwd(arch, dtype), _merge(arch, dtype))
-) + tuple(spec for dtype in (F16, BF16) for spec in _flash_fwd_tma(dtype))
+) + tuple(
+    spec for dtype in (F16, BF16) for spec in (*_flash_fwd(HOPPER, dtype, HOPPER_BESIDES), *_flash_fwd_tma(dtype))
+)
 
 
 def ptx_arch(arch: int) -> int | None:
@@ -160,6 +177,11 @@ def ptx_archs(arch: int) -> tuple[int, ...]:
     return () if shared is None else (shared, HOPPER) if arch == HOPPER else (shared,)
 
 
+@functools.cache
 def kernels_of(arch: int) -> tuple[KernelSpec, ...]:
-    """Every kernel that a GPU of compute capability `arch` gets, in the order of the catalog."""
-    return tuple(spec for spec in CATALOG if spec.arch in ptx_archs(arch))
+    """Every kernel that a GPU of compute capability `arch` gets, in the order of the catalog.
+
+    Of two that differ in their PTX alone, the one of the higher.
+    """
+    best = {(s.family, s.dtype, s.size): s.arch for s in CATALOG if s.arch in ptx_archs(arch)}
+    return tuple(s for s in CATALOG if s.arch == best.get((s.family, s.dtype, s.size)))

@@ -197,8 +197,8 @@ def _by_head_dim(family: str, dtype: DType, head_dim: int, arch: int) -> KernelS
 
 def _find(family: str, dtype: DType, size: str, arch: int) -> KernelSpec:
     """The kernel of these on a GPU of compute capability `arch`: no family has two for one GPU. Raises Unsupported."""
-    for spec in CATALOG:
-        if (spec.family, spec.dtype, spec.size) == (family, dtype, size) and spec.arch in catalog.ptx_archs(arch):
+    for spec in catalog.kernels_of(arch):
+        if (spec.family, spec.dtype, spec.size) == (family, dtype, size):
             return spec
     archs = sorted({s.arch for s in CATALOG if s.family == family})
     dtypes = sorted({s.dtype.name for s in CATALOG if s.family == family})

@@ -216,10 +216,13 @@ def _tensor(name: str, placed: Placed) -> dict[str, int | float]:
     }
 
 
-def plan_flash(device: Device, spec: KernelSpec, problem: Problem, addresses: Mapping[str, int]) -> list[Launch]:
+def plan_flash(
+    device: Device, spec: KernelSpec, problem: Problem, addresses: Mapping[str, int], dependent: bool = False
+) -> list[Launch]:
     """The launch of a fused forward kernel: none where there is no query.
 
-    Tensor maps in its parameters are encoded for the addresses of q, k and v, unless these are 0.
+    Tensor maps in its parameters are encoded for the addresses of q, k and v, unless these are 0. A `dependent` launch
+    is one of a kernel that `waits`.
 
     Raises
     ------
@@ -237,7 +240,7 @@ def plan_flash(device: Device, spec: KernelSpec, problem: Problem, addresses: Ma
     heads = problem.batch * problem.num_heads
     group = heads_in_a_group(problem, device.multiprocessors, device.l2_bytes) if spec.family in HEADS_FIRST else heads
     params, maps = flash_params(kernel, problem, addresses, group), tensor_maps(kernel, problem)
-    launch = Launch(kernel.kernel, blocks * group // heads, kernel.threads, params, heads // group, maps)
+    launch = Launch(kernel.kernel, blocks * group // heads, kernel.threads, params, heads // group, maps, dependent)
     if all(addresses.get(name) for name in "qkv"):
         launch.place_maps([addresses[name] for name in "qkv"])
     return [launch]

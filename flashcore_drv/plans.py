@@ -145,6 +145,8 @@ class Plan(functools.partial[None]):
         The kernel that it launches.
     sides : tuple of str
         The small inputs that a call takes.
+    dependent_launch : bool
+        Whether that was asked for and this kernel can.
     """
 
     # A partial of a function, because to call an instance of a class with a __call__ takes 0.05 µs more.
@@ -153,15 +155,24 @@ class Plan(functools.partial[None]):
     device: Device
     kernel: str
     sides: tuple[str, ...]
+    dependent_launch: bool
     _rules: _Rules
 
-    def __new__(cls, problem: Problem, device: Device, impl: str, arguments: Sequence[Expected]) -> Plan:
+    def __new__(
+        cls,
+        problem: Problem,
+        device: Device,
+        impl: str,
+        arguments: Sequence[Expected],
+        dependent_launch: bool = False,
+    ) -> Plan:
         """Prepare the problem; `arguments` are all arrays but lse."""
-        rules = _Rules(problem, device, impl, arguments)
+        rules = _Rules(problem, device, impl, arguments, dependent_launch)
         plan = super().__new__(cls, _checker(rules) if rules.prepared.launch is None else _caller(rules))
         plan._rules = rules
         plan.problem, plan.device, plan.sides = problem, device, rules.prepared.sides
         plan.kernel = rules.prepared.kernels[0].stem
+        plan.dependent_launch = rules.prepared.dependent
         return plan
 
     def aim(self, q: Any, k: Any, v: Any, out: Any, lse: Any = None, *, check: bool = False, **sides: Any) -> Aimed:
@@ -255,10 +266,12 @@ def _checker(rules: _Rules) -> Callable[..., None]:
 class _Rules:
     """What a plan wants of the arrays of a call."""
 
-    def __init__(self, problem: Problem, device: Device, impl: str, arguments: Sequence[Expected]) -> None:
+    def __init__(
+        self, problem: Problem, device: Device, impl: str, arguments: Sequence[Expected], dependent_launch: bool
+    ) -> None:
         found = {x.name: x for x in arguments}
         low_bits = {"o" if name == "out" else name: x.address for name, x in found.items()}
-        self.prepared = Prepared(problem, device, impl, low_bits)
+        self.prepared = Prepared(problem, device, impl, low_bits, dependent_launch)
         self.device, self.return_lse, self._dtype = device, problem.return_lse, problem.dtype
         self.calls: dict[Any, tuple[Any, int, Launch]] = {}  # by the addresses of q, k, v and out, and the stream
         _RULES.add(self)

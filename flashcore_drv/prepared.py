@@ -44,6 +44,8 @@ class Prepared:
         As in :func:`flashcore_drv.attention`.
     low_bits : mapping of str to int
         The last 4 bits of the addresses of small inputs, which choose how a kernel reads them; 0 where not named.
+    dependent_launch : bool
+        As in :func:`flashcore_drv.plan_attention`.
 
     Attributes
     ----------
@@ -51,6 +53,8 @@ class Prepared:
         What runs.
     sides : tuple of str
         The small inputs that the problem has.
+    dependent : bool
+        Whether it begins before the kernel before it has ended.
     fused : bool
         Whether it is one kernel, which needs no memory of the call's own: the rest here is for these.
     ready : dict of tuple of int to Launch
@@ -65,10 +69,18 @@ class Prepared:
         Whether it was used since the cache looked.
     """
 
-    def __init__(self, problem: Problem, device: Device, impl: str, low_bits: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        device: Device,
+        impl: str,
+        low_bits: Mapping[str, int],
+        dependent_launch: bool = False,
+    ) -> None:
         self.problem, self.device = problem, device
         self.kernels = select(problem, device.arch, impl, device)
         self.fused = len(self.kernels) == 1
+        self.dependent = dependent_launch and all(spec.waits for spec in self.kernels)
         self.extents: tuple[int, ...] = ()
         self.recent = False
         there = {
@@ -84,7 +96,7 @@ class Prepared:
         self.launch: Launch | None = None
         if self.fused:
             pointers = {name: low_bits.get(name, 0) for name in ("q", "k", "v", "o", *self.sides)}
-            for launch in plan.plan_flash(device, self.kernels[0], problem, pointers):
+            for launch in plan.plan_flash(device, self.kernels[0], problem, pointers, self.dependent):
                 self.launch = launch
         self.ready: dict[tuple[int, ...], Launch] = {}
         self.fire: Callable[[Any, int | None], None] = _nothing if self.launch is None else self.launch.queue_function()

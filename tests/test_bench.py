@@ -317,8 +317,8 @@ def test_the_families_are_those_of_the_gpu_and_of_the_package(monkeypatch) -> No
     assert ours.impls(Gpu)["sm_90"] == "flash_sm90"
     Gpu.arch = 100
     assert list(ours.impls(Gpu)) == ["ours"]
-    stems = "flash_fwd_f16_d64_sm89", "flash_fwd_f16_d64_sm80", "flash_fwd_f16_d64_sm90", "flash_fwd_f16_d64_sm90a"
-    assert [ours.member_of(stem) for stem in stems] == ["ours", "ours", "sm_90", "sm_90"]
+    stems = "flash_fwd_f16_d64_sm89", "flash_fwd_small_f16_d64_sm90a", "flash_fwd_tma_f16_d64_sm90a"
+    assert [ours.member_of(stem) for stem in stems] == ["ours", "ours", "sm_90"]
 
 
 def test_a_kernel_of_the_other_family_is_not_taken_for_this_one(bench_of, built, monkeypatch) -> None:

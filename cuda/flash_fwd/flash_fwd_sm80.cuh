@@ -25,6 +25,7 @@
 #include "flash_fwd/traits.cuh"
 #include "ptx/block_index.cuh"
 #include "ptx/compute_now.cuh"
+#include "ptx/launch_order.cuh"
 
 namespace flashcore {
 
@@ -79,6 +80,7 @@ struct FlashFwdSm80 {
         const FlashFwdParams& p = fwd(params);
         const auto [batch, head, first_row] = place(p, block_index());
         const int head_kv = divide(head, p.group);
+        if (!kPlain) ptx::wait_for_prerequisites();  // lengths may be in memory
         const Sequence all = sequence(p, batch);
         if (!kPlain && first_row >= all.seqlen_q) return;  // another sequence is longer
 
@@ -93,13 +95,17 @@ struct FlashFwdSm80 {
         if constexpr (kTiling.schedule == Schedule::kPipelined) {
             Warp warp(params, batch, head, rows, limit, tiles, first_row);
             Matrix<T> O(p.o, batch, head, rows.first_q);
-            if (tiles.end > 0) warp.pipelined(Q, K, V, O);
+            if (tiles.end > 0)
+                warp.pipelined(Q, K, V, O);
+            else
+                ptx::wait_for_prerequisites();
             warp.softmax.finish();
             CombineKeys::run(warp.O, warp.softmax, warp.row_warp, warp.key_warp, kKAt, kQAt);
             warp.store(O, rows, {batch, head, first_row});
         } else {
             std::conditional_t<kPaired, Paired, Warp> warp(params, batch, head, rows, limit, tiles,
                                                            first_row);
+            if (kPlain) ptx::wait_for_prerequisites();
             if (tiles.end > 0) warp.run(Q, K, V);
             warp.softmax.finish();
             // once more: registers are worth more than a few loads and divisions
@@ -325,6 +331,7 @@ struct FlashFwdSm80 {
             Loader<BLOCK_KV, kThreads> K_loader(K_gmem, shared + kKAt, threadIdx.x, p.head_dim),
                 V_loader(V_gmem, shared + kVAt, threadIdx.x, p.head_dim_v);
             const int last = tiles.end - 1;
+            ptx::wait_for_prerequisites();  // no earlier: all before it is beside the kernel before
             Loader<BLOCK_Q, kThreads>(Q_gmem, shared + kQAt, threadIdx.x, p.head_dim)
                 .load_tail(first_row, 0, rows.seqlen_q);
             K_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
@@ -332,7 +339,10 @@ struct FlashFwdSm80 {
             V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
             if (last > 0) K_loader.load((last - 1) * BLOCK_KV, stage(last - 1));
             ptx::cp_async_commit();
-            O_gmem.compute_now();  // while the tiles travel: at the end its parameters would be waited for
+            // while the tiles travel: beside this block is room for one of the next kernel's; O's parameters would be waited for
+            // at the end
+            ptx::launch_dependents();
+            O_gmem.compute_now();
             ptx::cp_async_wait<1>();
             __syncthreads();  // Q_smem and K_smem of the last tile are complete
             Q.begin();

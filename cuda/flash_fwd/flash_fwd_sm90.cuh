@@ -8,6 +8,7 @@
 #include "flash_fwd/consumer_sm90.cuh"
 #include "flash_fwd/producer_sm90.cuh"
 #include "flash_fwd/traits_sm90.cuh"
+#include "ptx/launch_order.cuh"
 #include "ptx/register_budget.cuh"
 
 namespace flashcore {
@@ -37,6 +38,10 @@ struct FlashFwdSm90 {
         const Shared shared;
         if (threadIdx.x == 0) shared.initialise();
         __syncthreads();  // the mbarriers exist
+        // here for both roles: the one reads lengths and tensors, the other sinks and score terms, and writes
+        ptx::wait_for_prerequisites();
+        // a block takes an SM, so the next kernel's blocks come as these end, however early this is
+        ptx::launch_dependents();
         // the same for a warp: its addresses can be computed once for all lanes
         const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
         if (warpgroup == TILING.warpgroups) {

@@ -16,7 +16,7 @@ import numpy as np
 from flashcore_drv.emulator.errors import EmulationError
 from flashcore_drv.emulator.instructions import Row, Site, find, unknown
 from flashcore_drv.emulator.memory import DeviceMemory
-from flashcore_drv.emulator.ordering import GlobalOrder, SharedOrder
+from flashcore_drv.emulator.ordering import GlobalOrder, Prerequisites, SharedOrder
 from flashcore_drv.emulator.parser import Entry, Program, align_up
 from flashcore_drv.emulator.registers import Operation, Registers
 from flashcore_drv.emulator.report import LineCounts, Report
@@ -35,7 +35,7 @@ class Checks:
     Attributes
     ----------
     races, global_races : bool
-        Unordered conflicting accesses in shared memory, and between blocks in global memory.
+        Unordered conflicting accesses in shared memory, and between blocks in global memory or with earlier launches.
     bounds, alignment : bool
         Of every access; always checked.
     uninitialised : bool
@@ -195,6 +195,8 @@ class Machine:
     spaces : Spaces
     order : SharedOrder or None
     global_order : GlobalOrder or None
+    prerequisites : Prerequisites or None
+        Of a launch that may begin before those that it depends on have ended.
     live : bool [n]
         Threads that have not ended.
     block_ids : int64 [blocks]
@@ -216,6 +218,7 @@ class Machine:
         self.registers = Registers(entry.register_types, self.layout.n)
         self.block_ids = np.zeros(blocks, np.int64)
         self.specials: dict[str, Array] = {}
+        self.prerequisites: Prerequisites | None = None
         self.use(state)
         self.spaces = Spaces(self, state.memory)
         self.carry = np.zeros(self.layout.n, np.bool_)
@@ -273,6 +276,8 @@ class Machine:
         if self.order is not None:
             self.order.reset()
             self.order.finish(np.arange(count, self.layout.blocks))
+        if self.prerequisites is not None:
+            self.prerequisites.reset()
         self.ready: dict[int, Array] = {0: self.live.copy()}
         self.parked: dict[int, tuple[Array, Array, int]] = {}
         self.polling: list[Waiting] = []
@@ -677,6 +682,7 @@ def launch(
     checks: Checks = Checks(),
     seed: int = 0,
     device: Mapping[str, int] | None = None,
+    dependent: bool = False,
 ) -> Report:
     """Run a kernel to its end.
 
@@ -700,6 +706,9 @@ def launch(
         Order of blocks and warps: 0 is the fast lock-step order, others are random.
     device : mapping, optional
         ``multiprocessors``: number of SMs, for ``%nsmid``.
+    dependent : bool
+        Whether it may begin before those that it depends on have ended, so that it has to wait for them itself, in at
+        least one thread: what depends on it waits for no other. Without the check `global_races` it need not.
 
     Returns
     -------
@@ -724,9 +733,13 @@ def launch(
     machine = Machine(entry, state, size, grid, block, dynamic_shared_bytes, globals_, device or {})
     if checks.global_races and total > 1:
         state.global_order = machine.global_order = GlobalOrder(machine.fail, machine.where)
+    if checks.global_races and dependent:
+        machine.prerequisites = Prerequisites(machine.layout, machine.order, machine.fail, machine.name_access)
     order = np.arange(total) if seed == 0 else state.random.permutation(total)
     for start in range(0, total, size):
         machine.run(order[start : start + size], params[:end])
+    if machine.prerequisites is not None and not machine.prerequisites.anyone:
+        raise EmulationError("race", f"{entry.name} may begin early and ends without griddepcontrol.wait")
     return _report(entry, machine.executed, traffic)
 
 

@@ -9,6 +9,9 @@ access stands a fence.proxy.async, of any warp on the way from one to the other 
 proxy fence along the base causality path). What they have done needs none once it has been waited for. Reads before a
 TMA load are let through without one, although the model's text asks for it there, too: the wait for the values does.
 
+A launch that may begin before the grids that it depends on have ended: every access to global memory comes after a
+griddepcontrol.wait, of the same warp or of another of the block, linked by barriers.
+
 Global memory: two blocks that touch the same bytes, one of them writing, without an atomic operation, unless a fence
 and an atomic operation of each on one address order them.
 """
@@ -308,6 +311,41 @@ class SharedOrder:
 
     def _engine(self, agent: int) -> str:
         return "TMA" if agent == self.tma else "wgmma"
+
+
+class Prerequisites:
+    """What comes after the grids that a launch depends on, where it may begin before they have ended.
+
+    ``waited[w]``: the epoch in which warp w of the batch executed griddepcontrol.wait, `_NEVER` before.
+    """
+
+    def __init__(self, layout: Layout, order: SharedOrder | None, fail: Fail, name: Callable[[Accessors, int], str]):
+        self.layout, self.order, self.fail, self.name = layout, order, fail, name
+        self.anyone = False  # of the whole grid
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a batch."""
+        self.waited = np.full(self.layout.warps, _NEVER, np.int64)
+
+    def wait(self, warps: Array) -> None:
+        """Some warps of the batch (int64) have waited."""
+        self.anyone = True
+        now = self.order.tag[warps] >> _CLOCK if self.order is not None else 0
+        self.waited[warps] = np.minimum(self.waited[warps], now)
+
+    def check(self, who: Accessors, what: str, pc: int) -> None:
+        """Check accesses to global memory, by who issues them."""
+        unsure = np.flatnonzero(self.waited[who.warp] == _NEVER)
+        if unsure.size and self.order is not None:
+            warps = who.warp[unsure]
+            count = self.layout.warps_per_block
+            block = self.layout.block_of_warp[warps]
+            seen = self.order.clock[block, self.order.agent_of_warp[warps], :count]
+            unsure = unsure[~(self.waited.reshape(-1, count)[block] <= seen).any(1)]
+        if unsure.size:
+            message = f"{what} of global memory by {self.name(who, int(unsure[0]))} before griddepcontrol.wait: "
+            self.fail("race", message + "the grid that this launch depends on may not have ended", pc)
 
 
 _NONE, _MANY = -1, -2  # no block; more than one

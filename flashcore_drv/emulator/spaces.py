@@ -55,6 +55,8 @@ class Spaces:
         if space == "shared":
             return self.shared_views[width][self.shared_units(who, address, width, pc, write=False)]
         if space in ("global", "const"):
+            if space == "global":
+                self.after_prerequisites(who, "read", pc)
             return self._load_global(who, address, width, pc)
         if space == "local":
             return self.local_views[width][self._local_units(who, address, width, pc)]
@@ -77,6 +79,7 @@ class Spaces:
         if space == "shared":
             self.shared_views[width][self.shared_units(who, address, width, pc, write=True)] = values
         elif space == "global":
+            self.after_prerequisites(who, "write", pc)
             self._store_global(who, address, values, pc)
         elif space == "local":
             self.local_views[width][self._local_units(who, address, width, pc)] = values
@@ -158,6 +161,11 @@ class Spaces:
 
     # Global memory.
 
+    def after_prerequisites(self, who: Accessors, what: str, pc: int) -> None:
+        """Check that accesses come after the launches that this one depends on."""
+        if self.machine.prerequisites is not None:
+            self.machine.prerequisites.check(who, what, pc)
+
     def _load_global(self, who: Accessors, address: Array, width: int, pc: int) -> Array:
         allocation = self.allocation(who, address, width, pc, "read")
         if allocation is None:
@@ -203,6 +211,7 @@ class Spaces:
 
     def global_units(self, who: Accessors, address: Array, width: int, pc: int) -> tuple[Array, Array]:
         """Atomic accesses to one allocation: its units of `width` bytes, and the index of each access in them."""
+        self.after_prerequisites(who, "atomic operation", pc)
         allocation = self.allocation(who, address, width, pc, "atomic operation")
         if allocation is None:
             self.machine.fail("out-of-bounds", "one atomic instruction on several allocations is not emulated", pc)
@@ -221,7 +230,8 @@ class Spaces:
         return data, units
 
     def check_global(self, who: Accessors, address: Array, width: int, pc: int, what: str) -> None:
-        """Only bounds, alignment and life of what will be accessed later."""
+        """All but the values and races with other blocks, of what will be accessed later."""
+        self.after_prerequisites(who, what, pc)
         if self.allocation(who, address, width, pc, what) is None:
             for chosen in self._by_allocation(address):
                 self.allocation(self._part(who, chosen), address[chosen], width, pc, what)

@@ -36,7 +36,7 @@ class Run:
 
 def execute(
     program, name, arguments, *, grid=(1, 1, 1), block=(32, 1, 1), shared=0, seed=0, checks=DEFAULT, names=(),
-    memory=None, limits=None,
+    memory=None, limits=None, dependent=False,
 ):  # fmt: skip
     """Launch with arrays (by address), ``Output`` shapes and scalars (NumPy or bytes), in the kernel's order."""
     entry = program.entries[name]
@@ -64,7 +64,7 @@ def execute(
             memory.write(variables[variable.name], variable.data)
     report = launch(
         entry, program, params=bytes(bank), grid=grid, block=block, dynamic_shared_bytes=shared, memory=memory,
-        globals_=variables, seed=seed, checks=checks, limits=limits,
+        globals_=variables, seed=seed, checks=checks, limits=limits, dependent=dependent,
     )  # fmt: skip
     return Run(memory, addresses, arrays, report)
 

@@ -85,7 +85,7 @@ def test_parameters_are_copied_at_the_call(functions):
 def test_launch_with_attributes(functions):
     pointer = ok(driver.cuMemAlloc(128))
     table, f = fill_table(pointer, 7), functions["fill"]
-    serialised = config(PROGRAMMATIC_STREAM_SERIALIZATION=1, CLUSTER_DIMENSION=(1, 1, 1))
+    serialised = config(PROGRAMMATIC_STREAM_SERIALIZATION=0, CLUSTER_DIMENSION=(1, 1, 1))
     assert driver.cuLaunchKernelEx(serialised, f, table.address, 0) == (OK,)
     ok(driver.cuCtxSynchronize())
     assert download(pointer, 32, np.uint32).tolist() == [7] * 32

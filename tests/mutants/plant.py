@@ -222,11 +222,11 @@ def run(stem: str) -> str | None:
     from flashcore_drv.emulator import driver as emulated
 
     os.environ["FLASHCORE_DRIVER"] = "emulator"
-    family = family_of(stem)
+    family, target = family_of(stem), spec_of(stem).target
     if family in HOPPER:  # blocks that make several row blocks each
         Device.multiprocessors = property(lambda device: 2)
     for seed in SEEDS:
-        start_emulator(seed=seed, checks=Checks.all(), arch="sm_90" if family in HOPPER else None)
+        start_emulator(seed=seed, checks=Checks.all(), arch="sm_90" if target == "90a" else None)
         for compute in computations(stem, seed):
             try:
                 outputs = compute()
@@ -313,7 +313,7 @@ def pv(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
 
 
 def flash(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
-    """The kernel itself, past dispatch; where there is one head without lse, else with."""
+    """The kernel itself, past dispatch; where there is one head without lse, else with; dependent if it can be."""
     spec = spec_of(stem)
     shapes = {
         name: (x.batch, heads, rows, x.head_dim + int(spec.size[1:]) - 64)
@@ -340,7 +340,7 @@ def flash(stem: str, x: Problem, rng: np.random.Generator) -> Outputs:
     # a group of heads for each batch, as where K and V of all do not fit the L2
     groups = mock.patch.object(plan, "heads_in_a_group", lambda problem, *_: problem.num_heads)
     with device.active(), groups:
-        for launch in plan_flash(device, spec, problem, addresses):
+        for launch in plan_flash(device, spec, problem, addresses, spec.waits):
             launch(stream)
     true = reference.truth(*values.values(), 0.3, x.causal)
     same = reference.same_maths(*values.values(), spec.dtype, 0.3, x.causal)

@@ -17,6 +17,7 @@ FLASH32 = "flash_fwd_f16_d32_sm89"
 PAIRED, CAUSAL_PAIRED = "flash_fwd_bf16_d192_sm89", "flash_fwd_causal_f16_d256_sm89"
 CAUSAL, CAUSAL32 = "flash_fwd_causal_f16_d64_sm89", "flash_fwd_causal_f16_d32_sm89"
 SMALL, GENERAL = "flash_fwd_small_f16_d64_sm89", "flash_fwd_general_f16_d64_sm89"
+SMALL_HOPPER = "flash_fwd_small_f16_d64_sm90a"
 WINDOW, SCORED = "flash_fwd_window_f16_d64_sm89", "flash_fwd_scored_f16_d64_sm89"
 WINDOW192 = "flash_fwd_window_bf16_d192_sm89"
 MERGE = "attention_merge_f16_r32_sm89"
@@ -348,6 +349,12 @@ MUTANTS: list[Mutant] = [
         ("a part of O is left out", "sum[3] += part.w", "sum[3] = part.w"),
         ("warps store to columns that overlap", "return key_warp * kOwnTiles * 8;", "return key_warp * kOwnTiles;"),
     ),
+    *_of(
+        FLASH_SOURCE,
+        SMALL_HOPPER,
+        ("the kernel before is not waited for", "ptx::wait_for_prerequisites();  // no earlier", "// no earlier"),
+        ("Q is asked for before the kernel before has ended", "ptx::wait_for_prerequisites();  // no earlier", "Loader<BLOCK_Q, kThreads>(Q_gmem, shared + kQAt, threadIdx.x, p.head_dim).load_tail(first_row, 0, rows.seqlen_q); ptx::wait_for_prerequisites();  //"),
+    ),
     # general: any alignment and head_dim
     *_of(
         SWIZZLE,
@@ -565,6 +572,8 @@ MUTANTS: list[Mutant] = [
         TMA,
         ("the loading warpgroup keeps registers that others need", "give_up_registers<kLoadingRegisters>", "give_up_registers<kLoadingRegisters + 8>"),
         ("no registers are given up", "ptx::give_up_registers<kLoadingRegisters>();", ""),
+        ("the kernel before is not waited for", "ptx::wait_for_prerequisites();", ""),
+        ("the loading warps do not wait for the kernel before", "ptx::wait_for_prerequisites();", "if (threadIdx.x / 128 < TILING.warpgroups) ptx::wait_for_prerequisites();"),
     ),
     *_of(
         ROLES,

@@ -8,8 +8,10 @@ import threading
 from typing import Any
 
 from cuda.bindings.driver import (
+    CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC,
     CUDA_KERNEL_NODE_PARAMS,
     CUgraph,
+    CUgraphDependencyType,
     CUgraphEdgeData,
     CUgraphExec,
     CUgraphExecUpdateResultInfo,
@@ -138,6 +140,15 @@ def cuGraphGetNodes(hGraph: Any, numNodes: Any = 0) -> tuple[list[CUgraphNode], 
     return found + missing, len(found) if wanted else len(nodes)
 
 
+def _data(before: Node, after: Node) -> CUgraphEdgeData:
+    """What an edge says beside its ends: whether its second node may begin before the first has ended."""
+    data = CUgraphEdgeData()
+    if isinstance(before.work, Launch) and isinstance(after.work, Launch) and after.work.dependent:
+        data.type = int(CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC)
+        data.from_port = CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
+    return data
+
+
 @api(4, context=False)
 def cuGraphGetEdges(hGraph: Any, numEdges: Any = 0) -> tuple[Any, ...]:
     """Return up to ``numEdges`` edges as (from, to, data) lists and how many; with 0 only how many there are."""
@@ -147,7 +158,8 @@ def cuGraphGetEdges(hGraph: Any, numEdges: Any = 0) -> tuple[Any, ...]:
     missing = [CUgraphNode(0)] * (wanted - len(chosen))
     before = [CUgraphNode(edge[0].handle) for edge in chosen] + missing
     after = [CUgraphNode(edge[1].handle) for edge in chosen] + missing
-    return before, after, [CUgraphEdgeData() for _ in before], len(chosen) if wanted else len(edges)
+    data = [_data(*edge) for edge in chosen] + [CUgraphEdgeData() for _ in missing]
+    return before, after, data, len(chosen) if wanted else len(edges)
 
 
 @api(1, context=False)
@@ -186,8 +198,7 @@ def cuGraphKernelNodeSetParams(hNode: Any, nodeParams: CUDA_KERNEL_NODE_PARAMS |
     """Replace a kernel node's parameters, for later instantiations."""
     state = process()
     node = state.resolve(hNode, Node, "INVALID_VALUE")
-    _kernel(node.work)
-    node.work = launch_of_node(state, nodeParams)
+    node.work = launch_of_node(state, nodeParams, _kernel(node.work))
 
 
 @api(1)
@@ -214,8 +225,7 @@ def cuGraphExecKernelNodeSetParams(hGraphExec: Any, hNode: Any, nodeParams: CUDA
     if node not in executable.nodes:
         raise fail("INVALID_VALUE")
     position = executable.nodes.index(node)
-    _kernel(executable.work[position])
-    executable.work[position] = launch_of_node(state, nodeParams)
+    executable.work[position] = launch_of_node(state, nodeParams, _kernel(executable.work[position]))
 
 
 @api(1)

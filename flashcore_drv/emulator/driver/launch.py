@@ -42,9 +42,12 @@ class Launch(Work):
 
     node_type = CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL
 
-    def __init__(self, function: Function, grid: Extent, block: Extent, shared: int, params: bytes) -> None:
+    def __init__(
+        self, function: Function, grid: Extent, block: Extent, shared: int, params: bytes, dependent: bool = False
+    ) -> None:
         self.context = function.context
         self.function, self.grid, self.block, self.shared, self.params = function, grid, block, shared, params
+        self.dependent = dependent  # it may begin before the launch before it has ended
         words = np.frombuffer(params[: len(params) // 8 * 8], np.uint64)
         self.touches = [int(word) for word in words if word > 0xFFFF_FFFF]
 
@@ -71,6 +74,7 @@ class Launch(Work):
             checks=state.checks,
             seed=state.seed + state.launches if state.seed else 0,
             device={"multiprocessors": self.context.arch.multiprocessors},
+            dependent=self.dependent,
         )
         state.reports.append((function.entry.name, report))
 
@@ -114,7 +118,16 @@ def _parameters(function: Function, kernelParams: Any) -> bytes:
     return bytes(block)
 
 
-def _checked(state: Process, f: Any, grid: Extent, block: Extent, shared: int, kernelParams: Any, extra: Any) -> Launch:
+def _checked(
+    state: Process,
+    f: Any,
+    grid: Extent,
+    block: Extent,
+    shared: int,
+    kernelParams: Any,
+    extra: Any,
+    dependent: bool = False,
+) -> Launch:
     """Build a launch within what the function and the device allow."""
     function = state.resolve(f, Function)
     arch = function.context.arch
@@ -126,16 +139,19 @@ def _checked(state: Process, f: Any, grid: Extent, block: Extent, shared: int, k
         raise fail("INVALID_VALUE")
     if shared > function.max_dynamic_shared:
         raise fail("INVALID_VALUE")
-    return Launch(function, grid, block, shared, _parameters(function, kernelParams))
+    if dependent and arch.compute_capability < (9, 0):
+        raise fail("NOT_SUPPORTED")
+    return Launch(function, grid, block, shared, _parameters(function, kernelParams), dependent)
 
 
-def launch_of_node(state: Process, node: CUDA_KERNEL_NODE_PARAMS | None) -> Launch:
-    """Build the launch that a graph node's parameters describe."""
+def launch_of_node(state: Process, node: CUDA_KERNEL_NODE_PARAMS | None, before: Launch | None = None) -> Launch:
+    """Build the launch that a graph node's parameters describe; its attributes stay those that it had `before`."""
     if node is None:
         raise fail("INVALID_VALUE")
     grid = node.gridDimX, node.gridDimY, node.gridDimZ
     block = node.blockDimX, node.blockDimY, node.blockDimZ
-    return _checked(state, node.func, grid, block, node.sharedMemBytes, node.kernelParams, node.extra)
+    dependent = before is not None and before.dependent
+    return _checked(state, node.func, grid, block, node.sharedMemBytes, node.kernelParams, node.extra, dependent)
 
 
 @api()
@@ -164,15 +180,17 @@ def cuLaunchKernel(
 def cuLaunchKernelEx(config: CUlaunchConfig | None, f: Any, kernelParams: Any, extra: Any) -> None:
     """Launch a kernel with attributes.
 
-    Programmatic stream serialisation is accepted and the launches stay in order, which it allows; clusters are of
-    one block.
+    With programmatic stream serialisation launches stay in order, which it allows, but the kernel has to wait for the
+    one before it itself. It is refused below 9.0, which has no instruction to wait with. Clusters are of one block.
     """
     state = process()
     if config is None:
         raise fail("INVALID_VALUE")
-    stream = resolve_stream(state, config.hStream)
+    stream, dependent = resolve_stream(state, config.hStream), False
     if config.numAttrs:
         for attribute in config.attrs[: config.numAttrs]:
+            if attribute.id == CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
+                dependent = bool(attribute.value.programmaticStreamSerializationAllowed)
             cluster = attribute.value.clusterDim
             if attribute.id == CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
                 if 0 in (cluster.x, cluster.y, cluster.z):
@@ -181,7 +199,7 @@ def cuLaunchKernelEx(config: CUlaunchConfig | None, f: Any, kernelParams: Any, e
                     raise fail("NOT_SUPPORTED")
     grid = config.gridDimX, config.gridDimY, config.gridDimZ
     block = config.blockDimX, config.blockDimY, config.blockDimZ
-    submit(state, stream, _checked(state, f, grid, block, config.sharedMemBytes, kernelParams, extra))
+    submit(state, stream, _checked(state, f, grid, block, config.sharedMemBytes, kernelParams, extra, dependent))
 
 
 def _list(values: Any, kind: type, name: str) -> list[int]:

@@ -295,5 +295,11 @@ def fence(at: Site) -> Operation:
 
 @instruction("griddepcontrol", pipe="control")
 def launch_control(at: Site) -> Operation:
-    """griddepcontrol: launches are in order."""
-    return lambda selection: None
+    """griddepcontrol: launches run in order, whatever they allow; that memory is accessed after the wait is checked."""
+    machine, waits = at.machine, at.has("wait")
+
+    def run(selection: Selection) -> None:
+        if waits and machine.prerequisites is not None:
+            machine.prerequisites.wait(selection.warps)
+
+    return run

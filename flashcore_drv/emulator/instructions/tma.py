@@ -312,6 +312,7 @@ def _tensor_transfers(
     as a whole, as GPUs do.
     """
     machine, accessors = at.machine, selection.accessors
+    machine.spaces.after_prerequisites(accessors, "copy", at.pc)
     past = _past(machine, accessors)
     transfers = []
     for address in np.unique(map_address):
@@ -437,6 +438,7 @@ def bulk_copy(at: Site) -> Operation:
         sizes = selection.pick(size).astype(np.int64)
         if ((sizes | local | remote) & 15).any():
             at.fail("misaligned", "cp.async.bulk needs addresses and a size that are multiples of 16")
+        machine.spaces.after_prerequisites(accessors, "copy", pc)
         past, transfers = _past(machine, accessors), []
         for count in np.unique(sizes[sizes > 0]):
             chosen = np.flatnonzero(sizes == count)
