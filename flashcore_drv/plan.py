@@ -12,10 +12,12 @@ from .errors import Unsupported
 from .images import LoadedKernel, load
 from .problem import Matrices, MergeProblem, Packed, Problem
 from .runtime import Device, Launch, TensorMap
-from .schedule import TileSchedule, tile_schedule
+from .schedule import TileSchedule, heads_in_a_group, tile_schedule
 
 _MAX_BLOCKS = (1 << 31) - 1  # gridDim.x
-_MAX_GROUPS = (1 << 16) - 1  # gridDim.y
+ROWS_IN_FLIGHT = 5
+"""Blocks of rows of a head for each block that an SM holds, from which on they share enough of K and V whatever the
+order (measured in cuda/NOTES.md, third round)."""
 _MAX_TILES = 1 << 30  # of a persistent grid, whose blocks count a few rounds beyond
 _NO_TENSOR = Matrices(0, 0, 0, 0, 0, 0, 0)
 
@@ -55,34 +57,6 @@ def unfused_params(
     for name in ("q", "k", "s", "p", "v", "o", "lse"):
         values |= _tensor(name, tensors.get(name, (0, _NO_TENSOR)))
     return abi.UNFUSED_PARAMS.pack(values)
-
-
-def heads_in_a_group(problem: Problem, multiprocessors: int, l2_bytes: int) -> int:
-    """Heads whose blocks run together in the kernels that count heads fastest: a divisor of batch * num_heads.
-
-    Blocks of rows read the K and V of their head one after the other; they find them in the L2 where K and V of the
-    group take up to two thirds of it. Where that leaves few heads, the blocks in flight are many of each head and share
-    what they read anyway: then there is one group (measured in cuda/NOTES.md, third round).
-
-    Parameters
-    ----------
-    problem : Problem
-        The problem.
-    multiprocessors, l2_bytes : int
-        Of the GPU.
-    """
-    heads = problem.batch * problem.num_heads
-    sharing = problem.num_heads // problem.num_heads_kv
-    head_bytes = problem.seqlen_k * (problem.head_dim + problem.head_dim_v) * problem.dtype.itemsize
-    most = l2_bytes * 2 // 3 * sharing // max(head_bytes, 1)
-    least = max(1, multiprocessors // _ROWS_IN_FLIGHT)
-    if most < least:
-        return heads
-    groups = range(-(-heads // most), min(heads // least, _MAX_GROUPS) + 1)
-    return next((heads // n for n in groups if heads % n == 0), heads)
-
-
-_ROWS_IN_FLIGHT = 5  # blocks of rows of a head for each block that an SM holds: from here on they share enough
 
 
 def flash_params(kernel: LoadedKernel, problem: Problem, addresses: Mapping[str, int], group_heads: int) -> bytes:
@@ -238,7 +212,10 @@ def plan_flash(
     if blocks == 0:
         return []
     heads = problem.batch * problem.num_heads
-    group = heads_in_a_group(problem, device.multiprocessors, device.l2_bytes) if spec.family in HEADS_FIRST else heads
+    group = heads
+    if spec.family in HEADS_FIRST:
+        least = max(1, device.multiprocessors // ROWS_IN_FLIGHT)
+        group = heads_in_a_group(problem, least, device.l2_bytes)
     params, maps = flash_params(kernel, problem, addresses, group), tensor_maps(kernel, problem)
     launch = Launch(kernel.kernel, blocks * group // heads, kernel.threads, params, heads // group, maps, dependent)
     if all(addresses.get(name) for name in "qkv"):

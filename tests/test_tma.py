@@ -92,35 +92,39 @@ def test_other_kernels_have_none(hopper) -> None:
 # ---- the order of the tiles
 
 
-SCHEDULES = {
-    "batch": st.integers(1, 5),
-    "heads": st.integers(1, 15),
-    "row_blocks": st.integers(1, 9),
-    "causal": st.booleans(),
-    "sms": st.integers(1, 200),
-}
+L2 = 50 << 20
 
 
-@given(**SCHEDULES)
-def test_every_row_is_made_once(batch, heads, row_blocks, causal, sms) -> None:
+@given(
+    batch=st.integers(1, 5),
+    heads=st.integers(1, 15),
+    seqlen=st.integers(1, 5000),
+    head_dim=st.sampled_from([64, 256]),
+    causal=st.booleans(),
+    sms=st.integers(1, 200),
+    l2_bytes=st.integers(0, L2),
+)
+def test_every_row_is_made_once(batch, heads, seqlen, head_dim, causal, sms, l2_bytes) -> None:
     """As cuda/flash_fwd/row_blocks.cuh counts them."""
-    problem = problem_of(batch, heads, heads, row_blocks * 128, causal=causal)
-    schedule = tile_schedule(problem, 128, sms)
-    made = []
+    schedule = tile_schedule(problem_of(batch, heads, heads, seqlen, seqlen, head_dim, causal), 192, sms, l2_bytes)
+    row_blocks, made = -(-seqlen // 192), []
     for tile in range(schedule.tiles):
-        head, n = divmod(tile, schedule.inner)[:: -1 if schedule.heads_first else 1]
+        group, of_group = divmod(tile, schedule.group_tiles)
+        outer, inner = divmod(of_group, schedule.inner)
+        head, n = (group * schedule.inner + inner, outer) if schedule.heads_first else (outer, inner)
         made.append((head, row_blocks - 1 - n))
         if schedule.paired and n != row_blocks - 1 - n:
             made.append((head, n))
     assert sorted(made) == [(head, row) for head in range(batch * heads) for row in range(row_blocks)]
-    assert not schedule.heads_first or [row for _, row in made] == sorted((row for _, row in made), reverse=True)
+    assert schedule.blocks in (schedule.tiles, sms)
+    assert schedule.heads_first or schedule.group_tiles == schedule.tiles
 
 
 @given(lengths=st.lists(st.integers(0, 500), min_size=1, max_size=20), spare=st.integers(0, 300), causal=st.booleans())
 def test_packed_sequences_have_no_more_tiles_than_counted(lengths, spare, causal) -> None:
     problem = problem_of(len(lengths), 3, 3, max(lengths) + spare, causal=causal)
     problem = replace(problem, varlen=Packed(sum(lengths) + spare, sum(lengths) + spare))
-    schedule = tile_schedule(problem, 128, 132)
+    schedule = tile_schedule(problem, 128, 132, L2)
     assert schedule.tiles >= 3 * sum(-(-n // 128) for n in lengths)
     assert schedule.tiles <= 3 * len(lengths) * -(-problem.seqlen_q // 128)
     assert schedule.sequences == len(lengths)
@@ -134,8 +138,34 @@ def test_packed_sequences_have_no_more_tiles_than_counted(lengths, spare, causal
 def test_long_and_short_row_blocks_go_together(row_blocks, causal, heads_first, paired) -> None:
     """Unless there are fewer pairs than SMs: then the longest of all heads come first."""
     problem = problem_of(1, 33, 33, row_blocks * 128, causal=causal)
-    schedule = tile_schedule(problem, 128, 132)
+    schedule = tile_schedule(problem, 128, 132, L2)
     assert (schedule.heads_first, schedule.paired) == (heads_first, paired)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "tile_rows", "seqlen", "causal", "group"),
+    [
+        (64, 192, 512, False, None),
+        (64, 192, 4096, False, 128),
+        (64, 192, 2048, True, 64),
+        (64, 192, 16384, True, 8),
+        (128, 128, 4096, True, None),
+        (128, 128, 8192, True, 8),
+        (128, 128, 16384, True, 4),
+        (128, 128, 16384, False, None),
+        (256, 128, 2048, True, None),
+        (256, 128, 4096, True, 8),
+        (256, 128, 16384, True, 2),
+    ],
+)
+def test_long_tiles_have_blocks_of_their_own(head_dim, tile_rows, seqlen, causal, group) -> None:
+    """In groups of heads whose K and V fit the L2, as measured on an H200 (cuda/NOTES.md): 16 k tokens."""
+    heads = 2048 // head_dim
+    problem = problem_of(16384 // seqlen, heads, heads, seqlen, seqlen, head_dim, causal)
+    schedule = tile_schedule(problem, tile_rows, 132, L2)
+    assert schedule.blocks == (132 if group is None else schedule.tiles)
+    if causal and group:
+        assert schedule.inner == group
 
 
 @pytest.mark.parametrize(("batch", "heads", "seqlen_q"), [(1, 1, 1), (1, 4, 70), (8, 64, 1000), (3, 44, 65)])

@@ -31,14 +31,15 @@ struct KeyLimit {
     }
 };
 
-// Tiles [0, end) are needed; those of [clear, masked) need no mask.
+// Tiles [0, end) are needed, of the last one the keys below `keys`; those of [clear, masked) need no mask.
 template <int BLOCK_KV>
 struct BlockRange {
-    int end, clear, masked;
+    int keys, end, clear, masked;
 
     template <Band BAND>
     __device__ BlockRange(const KeyLimit<BAND>& limit, int first_row, int last_row)
-        : end((max(0, limit.end(last_row)) + BLOCK_KV - 1) / BLOCK_KV),
+        : keys(max(0, limit.end(last_row))),
+          end((keys + BLOCK_KV - 1) / BLOCK_KV),
           clear((max(0, limit.begin(last_row)) + BLOCK_KV - 1) / BLOCK_KV),
           masked(max(0, limit.end(first_row)) / BLOCK_KV) {}
 

@@ -22,7 +22,9 @@ struct ConsumerSm90 {
     using Block = typename Kernel::Block;
     static constexpr int HEAD_DIM = Kernel::HEAD_DIM, BLOCK_Q = Kernel::BLOCK_Q, BLOCK_KV = Kernel::BLOCK_KV;
     static constexpr bool kScored = Kernel::kScored;
-    using ProductS = ptx::Wgmma<T, BLOCK_KV>;
+    // What is made of the tile that a row block begins with, its last, where a warpgroup sees no keys after these: on a causal
+    // diagonal, 64 rows to a warpgroup, that is every second time.
+    static constexpr int kHalf = BLOCK_KV == 128 && Kernel::BAND == Band::kCausal ? 64 : BLOCK_KV;
     using ProductO = ptx::Wgmma<T, HEAD_DIM>;
 
     const FlashFwdTmaParams& params;
@@ -49,7 +51,7 @@ struct ConsumerSm90 {
             const Block block(p, task);
             const BlockRange<BLOCK_KV> own = block.tiles(64 * warpgroup, 64);
             if (pending && own.end == task.end && own.end > 0) {
-                step<Before::kOtherRows>(block, own, own.end - 1, shared.task(n - 1));
+                begin<Before::kOtherRows>(block, own, shared.task(n - 1));
             } else {
                 if (pending) finish(shared.task(n - 1));
                 pending = false;
@@ -59,10 +61,11 @@ struct ConsumerSm90 {
                     store_nothing(task);
                     continue;
                 }
-                step<Before::kNothing>(block, own, own.end - 1, task);
+                begin<Before::kNothing>(block, own, task);
             }
 #pragma unroll 1
-            for (int tile = own.end - 2; tile >= 0; --tile) step<Before::kSameRows>(block, own, tile, task);
+            for (int tile = own.end - 2; tile >= 0; --tile)
+                step<Before::kSameRows, BLOCK_KV>(block, own, tile, task);
             pending = true;
         }
         if (pending) finish(shared.task(n - 1));
@@ -74,14 +77,27 @@ struct ConsumerSm90 {
     // This warp's first row in a row block.
     __device__ static int warp_row() { return threadIdx.x / 32 * 16; }
 
-    // S and P of a tile beside O of the tile before it, which is of the same rows or the last one of the task `before`.
+    // The first step of a row block.
     template <Before BEFORE>
+    __device__ __forceinline__ void begin(const Block& block, const BlockRange<BLOCK_KV>& own,
+                                          const Task& before) {
+        const int tile = own.end - 1;
+        if (kHalf == BLOCK_KV || own.keys <= tile * BLOCK_KV + kHalf)
+            step<BEFORE, kHalf>(block, own, tile, before);
+        else
+            step<BEFORE, BLOCK_KV>(block, own, tile, before);
+    }
+
+    // S and P of a tile, of which only the first KEYS are seen, beside O of the tile before it, which is of the same rows or the
+    // last one of the task `before`.
+    template <Before BEFORE, int KEYS>
     __device__ __forceinline__ void step(const Block& block, const BlockRange<BLOCK_KV>& own, int tile,
                                          const Task& before) {
         const auto at = BEFORE == Before::kNothing ? ring : ring.next();
         ptx::mbarrier_wait(shared.k_full(at.stage), at.parity);
         wait_turn();
-        issue_scores(at.stage);
+        auto& S = reinterpret_cast<float (&)[1][KEYS / 8][4]>(this->S);
+        issue_scores(at.stage, S[0]);
         if (BEFORE != Before::kNothing) issue_output();
         pass_turn();
         ptx::wgmma_wait<BEFORE == Before::kNothing ? 0 : 1>();
@@ -100,7 +116,7 @@ struct ConsumerSm90 {
             mask(S, block.limit, block.place.first_row + warp_row(), 16, tile * BLOCK_KV);
         const float scale = kScored ? 1.f : p.scale_log2;
         float peak[1][2], rescale[1][2];
-        softmax.template search<0, BLOCK_KV>(S, peak);
+        softmax.template search<0, KEYS>(S, peak);
         bool raised = true;
         if constexpr (BEFORE == Before::kSameRows) {
             raised = softmax.raise(peak, scale, rescale);
@@ -119,7 +135,12 @@ struct ConsumerSm90 {
         }
         if (BEFORE == Before::kOtherRows) store(before, ends);
         o_begun = BEFORE == Before::kSameRows;
-        OnlineSoftmax<1>::pack_rows<T>(S, P);
+        OnlineSoftmax<1>::pack_rows<T>(S, reinterpret_cast<uint32_t (&)[KEYS / 16][1][4]>(P));
+        // and not a shorter product: ptxas serialises products that a branch chooses
+#pragma unroll
+        for (int j = KEYS / 16; j < BLOCK_KV / 16; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) P[j][0][e] = 0;
     }
 
     __device__ __forceinline__ void finish(const Task& task) {
@@ -143,16 +164,18 @@ struct ConsumerSm90 {
         store_rows<T>(p, task, warp_row(), O[0], ends, shared.output(threadIdx.x / 32));
     }
 
-    // S = Q @ K^T                                                            [64, BLOCK_KV]
-    __device__ __forceinline__ void issue_scores(int stage) {
+    // S = Q @ K^T of a tile's first keys                                     [64, 8 N_TILES]
+    template <int N_TILES>
+    __device__ __forceinline__ void issue_scores(int stage, float (&S)[N_TILES][4]) {
         const uint64_t Q = ptx::wgmma_descriptor(shared.q(warpgroup)),
                        K = ptx::wgmma_descriptor(shared.k(stage));
-        ptx::wgmma_pin(S[0]);
+        ptx::wgmma_pin(S);
         ptx::wgmma_fence();
 #pragma unroll
         for (int i = 0; i < HEAD_DIM / 16; ++i)
-            ProductS::ab(S[0], Q + ptx::wgmma_step(i / 4 * Shared::kQTileBytes + i % 4 * 32),
-                         K + ptx::wgmma_step(i / 4 * Shared::kTileBytes + i % 4 * 32), i > 0);
+            ptx::Wgmma<T, 8 * N_TILES>::ab(S, Q + ptx::wgmma_step(i / 4 * Shared::kQTileBytes + i % 4 * 32),
+                                           K + ptx::wgmma_step(i / 4 * Shared::kTileBytes + i % 4 * 32),
+                                           i > 0);
         ptx::wgmma_commit();
     }
 

@@ -339,10 +339,7 @@ struct FlashFwdSm80 {
             V_loader.load_tail(last * BLOCK_KV, stage(last), rows.seqlen_k);
             if (last > 0) K_loader.load((last - 1) * BLOCK_KV, stage(last - 1));
             ptx::cp_async_commit();
-            // while the tiles travel: beside this block is room for one of the next kernel's; O's parameters would be waited for
-            // at the end
-            ptx::launch_dependents();
-            O_gmem.compute_now();
+            O_gmem.compute_now();  // while the tiles travel: at the end its parameters would be waited for
             ptx::cp_async_wait<1>();
             __syncthreads();  // Q_smem and K_smem of the last tile are complete
             Q.begin();

@@ -602,6 +602,8 @@ MUTANTS: list[Mutant] = [
         ("a tile that is skipped stays full", "give_back(shared.v_empty(ring.stage));", "", "1"),
         ("rows without keys have a first tile", "own.end == task.end && own.end > 0", "own.end == task.end"),
         ("keys that are skipped stay full", "give_back(shared.k_empty(ring.stage));", ""),
+        ("half a tile is left out that is seen", "own.keys <= tile * BLOCK_KV + kHalf", "own.keys <= tile * BLOCK_KV + kHalf + 8"),
+        ("P of what is left out is that of another tile", "P[j][0][e] = 0;", ";"),
     ),
     *_of(
         EPILOGUE,
