@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from .problem import Packed, Problem
 
 
@@ -46,8 +49,9 @@ def tile_schedule(problem: Problem, tile_rows: int, at_once: int, l2_bytes: int)
     tiles are long, or not alike, each has a block, and the GPU gives it to the SM that is done first (measured in
     cuda/NOTES.md, "Hopper / order of the tiles").
 
-    Where all row blocks are alike, a head comes after the other. Under a causal mask pairs of them are alike. Where
-    there are fewer pairs than SMs, and where each has a block, they are single, those with most keys first.
+    Where all row blocks are alike, a head comes after the other. Under a causal mask pairs of them are alike. They are
+    single, those with most keys first, where each has a block, where there are fewer pairs than SMs, and where K and V
+    of all heads fit the L2 and the busiest SM has less to do.
 
     Parameters
     ----------
@@ -63,19 +67,88 @@ def tile_schedule(problem: Problem, tile_rows: int, at_once: int, l2_bytes: int)
     if problem.varlen:
         return _of_packed(problem, problem.varlen, tile_rows, at_once)
     heads, row_blocks = problem.batch * problem.num_heads, -(-problem.seqlen_q // tile_rows)
-    alike = (problem.seqlen_q - 1) % tile_rows >= tile_rows - _ROWS_OF_A_WARPGROUP
+    alike = (problem.seqlen_q - 1) % tile_rows >= tile_rows - ROWS_OF_A_WARPGROUP
     apart = _are_long(problem, tile_rows, alike)
-    pairs = -(-row_blocks // 2)
+    tiles, pairs = row_blocks * heads, -(-row_blocks // 2)
     if not problem.causal:
-        tiles = group_tiles = row_blocks * heads
-        inner, heads_first, paired, apart = row_blocks, False, False, apart and not alike
-    elif apart or pairs * heads < at_once:
-        inner = heads_in_a_group(problem, 0, l2_bytes) if apart else heads
-        tiles, group_tiles, heads_first, paired = row_blocks * heads, row_blocks * inner, True, False
-    else:
-        tiles = group_tiles = pairs * heads
-        inner, heads_first, paired = pairs, False, True
-    return TileSchedule(tiles, group_tiles, inner, heads_first, paired, 0, tiles if apart else min(tiles, at_once))
+        blocks = tiles if apart and not alike else min(tiles, at_once)
+        return TileSchedule(tiles, tiles, row_blocks, False, False, 0, blocks)
+    group = heads_in_a_group(problem, 0, l2_bytes)
+    if apart:
+        return TileSchedule(tiles, row_blocks * group, group, True, False, 0, tiles)
+    single = TileSchedule(tiles, tiles, heads, True, False, 0, min(tiles, at_once))
+    if pairs * heads < at_once:
+        return single
+    paired = TileSchedule(pairs * heads, pairs * heads, pairs, False, True, 0, min(pairs * heads, at_once))
+    if group < heads or pairs * heads > _MANY_ROUNDS * at_once:
+        return paired
+    return min(paired, single, key=lambda x: busiest(problem, x, tile_rows, at_once).as_keys)
+
+
+_MANY_ROUNDS = 16  # of pairs, after which an SM has a few percent more to do than another at most
+
+
+class Work(NamedTuple):
+    """Of an SM: blocks of rows, and the keys of all of them."""
+
+    blocks: float
+    keys: float
+
+    @property
+    def as_keys(self) -> float:
+        """A block of rows takes a tile of keys beside its own (cuda/NOTES.md: 1.3 tiles)."""
+        return _KEYS_OF_A_BLOCK * self.blocks + self.keys
+
+
+_KEYS_OF_A_BLOCK = 128
+
+
+def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: int) -> Work:
+    """What the SM with most work makes.
+
+    Parameters
+    ----------
+    problem : Problem
+        Full or causal attention, sequences of one length.
+    schedule : TileSchedule
+        Of it.
+    tile_rows : int
+        Of a block of rows.
+    at_once : int
+        Blocks that the GPU holds.
+    """
+    row_blocks = -(-problem.seqlen_q // tile_rows)
+    keys = np.full(row_blocks, problem.seqlen_k)
+    if problem.causal:
+        ends = np.minimum((np.arange(row_blocks) + 1) * tile_rows, problem.seqlen_q)
+        keys = np.maximum(ends + problem.seqlen_k - problem.seqlen_q, 0)
+    tiles = np.stack([np.ones(row_blocks), keys])[:, ::-1]
+    if schedule.paired:
+        second = tiles[:, ::-1].copy()
+        second[:, row_blocks // 2 :] = 0  # of a pair that is one block of rows
+        tiles = (tiles + second)[:, : schedule.inner]
+    if schedule.blocks > at_once or schedule.tiles > _MANY_TILES:  # given to whoever is free, or nearly so
+        share = max(1.0, schedule.tiles / at_once)
+        mean, longest = tiles.mean(1) * share, tiles[:, 0]
+        return max(Work(float(mean[0]), float(mean[1])), Work(1.0, float(longest[1])), key=lambda x: x.as_keys)
+    if schedule.heads_first:
+        tiles = np.repeat(tiles, schedule.inner, 1)
+    return _of_the_busiest(np.tile(tiles, schedule.tiles // tiles.shape[1]), schedule.blocks)
+
+
+_MANY_TILES = 1 << 15  # which are spread evenly, whatever the order
+
+
+def _of_the_busiest(tiles: npt.NDArray[np.float64], blocks: int) -> Work:
+    """[2, tiles] dealt out to blocks back and forth, as ``Round`` in ``cuda/flash_fwd/row_blocks.cuh`` does."""
+    rounds = -(-tiles.shape[1] // blocks)
+    dealt = np.zeros((2, rounds * blocks))
+    dealt[:, : tiles.shape[1]] = tiles
+    dealt = dealt.reshape(2, rounds, blocks)
+    dealt[:, 1::2] = dealt[:, 1::2, ::-1]
+    row_blocks, keys = dealt.sum(1)
+    most = int((_KEYS_OF_A_BLOCK * row_blocks + keys).argmax())
+    return Work(float(row_blocks[most]), float(keys[most]))
 
 
 def _of_packed(problem: Problem, packed: Packed, tile_rows: int, at_once: int) -> TileSchedule:
@@ -86,7 +159,8 @@ def _of_packed(problem: Problem, packed: Packed, tile_rows: int, at_once: int) -
     return TileSchedule(tiles, max(tiles, 1), problem.num_heads, problem.causal, False, problem.batch, blocks)
 
 
-_ROWS_OF_A_WARPGROUP = 64  # in a block of rows; a last one that all of them have rows of takes as long as the others
+ROWS_OF_A_WARPGROUP = 64
+"""In a block of rows. A last one that all of them have rows of takes as long as the others."""
 _LONG_FLOPS = 200e6, 40e6  # on an SM about 40 and 8 µs; a block of its own costs a tile 1 µs
 
 

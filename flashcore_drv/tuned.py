@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from .catalog import FLASH_VARIANTS, HOPPER, TMA_VARIANTS
 from .problem import Problem
+from .schedule import ROWS_OF_A_WARPGROUP, busiest, tile_schedule
 
 FOLDER = Path(__file__).parent / "tuned"
 
@@ -61,7 +62,11 @@ UNKNOWN_GPU = GpuModel()
 
 @dataclass(frozen=True)
 class WaveCost:
-    """The constants of a kernel: its tile, blocks that an SM holds at once, crowding, and times (any unit)."""
+    """The constants of a kernel: its tile, blocks that an SM holds at once, crowding, and times (any unit).
+
+    Of a `persistent` one the busiest SM is counted (:mod:`flashcore_drv.schedule`), and there are no waves: `start` is
+    what the first row block takes, `start_each` every one, and `key_each` what a warpgroup that has rows takes.
+    """
 
     rows: int
     keys: int
@@ -71,6 +76,7 @@ class WaveCost:
     start_each: float
     key: float
     key_each: float
+    persistent: bool = False
 
     def waves(self, problem: Problem, multiprocessors: int) -> tuple[int, int]:
         """Full waves, and blocks an SM where most are in the one after them (0: there is none)."""
@@ -81,12 +87,19 @@ class WaveCost:
 
     def time(self, problem: Problem, multiprocessors: int) -> float:
         """Of the problem, without what a launch costs, in the unit of the constants."""
+        if self.persistent:
+            schedule = tile_schedule(problem, self.rows, multiprocessors, _HOPPER_L2)
+            work = busiest(problem, schedule, self.rows, multiprocessors)
+            warpgroups = -(-min(problem.seqlen_q, self.rows) // ROWS_OF_A_WARPGROUP)
+            a_key = self.key + self.key_each * warpgroups
+            return self.start + self.start_each * work.blocks + a_key * work.keys
         full, last = self.waves(problem, multiprocessors)
         waves, blocks = full + (last > 0), full * self.blocks_an_sm + last
         start, key = self.start * waves + self.start_each * blocks, self.key * waves + self.key_each * blocks
         return start + -(-problem.seqlen_k // self.keys) * self.keys * key
 
 
+_HOPPER_L2 = 50 << 20  # bytes
 _VARIANTS = FLASH_VARIANTS | TMA_VARIANTS
 
 

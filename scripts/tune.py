@@ -436,6 +436,7 @@ def choice_facts(arch: int) -> dict[str, dict[str, int]]:
                     "rows": int(info["tile_rows"]),
                     "keys": tiling.block_kv if tiling else int(info["box_rows_kv"]),
                     "blocks_an_sm": int(str(cubins.resources(arch, spec)["blocks_per_sm"])),
+                    "persistent": bool(info["blocks_an_sm"]),
                 }
     return facts
 
@@ -726,7 +727,8 @@ def main() -> None:
         return write_facts()
     if args.refit:
         table = json.loads(args.refit.read_text())
-        facts = {n: {key: k[key] for key in ("rows", "keys", "blocks_an_sm")} for n, k in table["kernels"].items()}
+        names = ("rows", "keys", "blocks_an_sm", "persistent")
+        facts = {n: {key: k[key] for key in names if key in k} for n, k in table["kernels"].items()}
         table = make_table(table, facts, table["arch"])
         write(args.refit, table)
         return print_table(table)

@@ -70,7 +70,7 @@ class Twin:
         kv = rng.standard_normal((self.batch, self.heads_kv, self.seqlen_k, self.head_dim)).astype(dtype)
         if self.family == "flash":
             v = rng.standard_normal(kv.shape).astype(dtype)
-            return fc.attention(q, kv, v, causal=True, layout="bhsd", impl="flash")
+            return fc.attention(q, kv, v, causal=True, layout="bhsd", impl="flash_sm80")
         if self.family == "qk":
             return fc.unfused.qk(q, kv, layout="bhsd")
         s = rng.standard_normal((self.batch, self.heads, self.seqlen_q, self.seqlen_k)).astype(np.float32)

@@ -129,6 +129,22 @@ def test_packed_sequences_share_a_grid(few_sms, causal, sms) -> None:
 
 
 @CAUSAL
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_bits_do_not_depend_on_the_rows_of_the_next_sequence(hopper, head_dim, causal) -> None:
+    """A warp has rows of both, and moves origins for those of the second, whose scores rise with every tile."""
+    first, keys = 40, 400
+    q, k, v = (normal(i, n, 1, head_dim) for i, n in enumerate((first + keys, 2 * keys, 2 * keys)))
+    q[first:, :, 0], k[keys:, :, 0] = 60, np.linspace(9, 0, keys)[:, None]
+    k[:keys] += np.linspace(0.5, 0, keys)[:, None, None] * np.sign(q[0])
+    starts = np.array([0, first, first + keys], np.int32), np.array([0, keys, 2 * keys], np.int32)
+    options = {"causal": causal, "return_lse": True, "impl": "flash_sm90", "batch_invariant": True}
+    out, lse = fc.attention_varlen(q, k, v, *starts, keys, keys, **options)
+    alone, its_lse = fc.attention(*(x[None] for x in (q[:first], k[:keys], v[:keys])), **options)
+    assert out[:first].tobytes() == alone.tobytes()
+    assert lse[:, :first].tobytes() == its_lse.tobytes()
+
+
+@CAUSAL
 @HEAD_DIM
 def test_scores_that_rise_with_every_tile(hopper, head_dim, causal) -> None:
     """Origins move by a lot with every tile, in one row more than in another."""

@@ -19,7 +19,7 @@ from flashcore_drv.problem import UNBOUNDED, Problem
 from flashcore_drv.tuned import GpuModel, WaveCost
 
 TABLES = sorted(p for p in tuned.FOLDER.glob("*.json") if p.stem != "kernels")
-WORST = 1.10  # of the time of the best kernel that is built
+WORST, WORST_ELSEWHERE = 1.10, 1.25  # of the time of the best kernel that is built; on problems that were not fitted
 DTYPES = {s.dtype.name: s.dtype for s in catalog.CATALOG}
 
 
@@ -231,7 +231,7 @@ def table_of(path):
 
 def family_among(us, problem, arch, gpu) -> str:
     """What dispatch takes of the kernels that were timed, all for any GPU or all for Hopper."""
-    return family_of(problem, arch, gpu, "flash_sm90" if any("tma" in f for f in us) else "flash_sm80")
+    return family_of(problem, arch, gpu, "flash" if any("tma" in f for f in us) else "flash_sm80")
 
 
 MEASURED = [
@@ -258,16 +258,20 @@ def test_a_table_says_where_it_is_from(path) -> None:
 
 @pytest.mark.parametrize("which", ["table", "model"])
 @pytest.mark.parametrize(("path", "rows"), MEASURED)
-def test_no_choice_takes_a_tenth_longer_than_the_best_kernel(path, rows, which) -> None:
+def test_no_choice_takes_much_longer_than_the_best_kernel(path, rows, which) -> None:
+    """A tenth where it was fitted, a quarter elsewhere, and on average nothing that could be measured."""
     table = table_of(path)
+    worst = WORST if rows == table["measured"]["choice"] else WORST_ELSEWHERE
     gpu = GpuModel(table["gpu"] if which == "table" else "", table["conditions"]["multiprocessors"])
-    late = []
+    late, ratios = [], []
     for row in rows:
         us = row["us"]
         chosen = us[family_among(us, problem_of(*row["problem"]), table["arch"], gpu)]
-        if chosen > WORST * min(us.values()):
+        ratios.append(chosen / min(us.values()))
+        if ratios[-1] > worst:
             late.append((row["problem"], us))
     assert late == []
+    assert math.prod(ratios) < 1.005 ** len(ratios)
 
 
 @pytest.mark.parametrize(("path", "rows"), MEASURED)

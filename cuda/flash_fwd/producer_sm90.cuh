@@ -23,8 +23,19 @@ struct ProducerSm90 {
         : params(params), shared(shared), first_lane(threadIdx.x % 32 == 0) {}
 
     __device__ void run() {
+        if (params.schedule.sequences)
+            load_tasks<PackedPlaces<BLOCK_Q>>();
+        else
+            load_tasks<Places<BLOCK_Q>>();
+        if (first_lane) shared.task(tasks) = {{}, 0, 0, 0, 0, -1};
+        load_q(false, 0, 0, 0, 0);
+    }
+
+  private:
+    template <typename Places>
+    __device__ __forceinline__ void load_tasks() {
         const FlashFwdParams& p = params.fwd;
-        for (Places<BLOCK_Q> places(params); places.exists(); places.advance()) {
+        for (Places places(params); places.exists(); places.advance()) {
             const typename Kernel::Block block(p, places.place());
             int tile = block.tiles(0, BLOCK_Q).end - 1;
             if (first_lane) shared.task(tasks) = block.task(tile + 1);
@@ -32,7 +43,8 @@ struct ProducerSm90 {
             const int batch = packed ? 0 : block.place.batch, head_kv = divide(block.place.head, p.group);
             int first_key = block.rows.first_k + tile * BLOCK_KV;
             if (tile >= 0) load_k(first_key, head_kv, batch);
-            load_q(tile >= 0, block.rows.first_q + block.place.first_row, block.place.head, batch);
+            load_q(tile >= 0, block.rows.first_q + block.place.first_row, block.place.head, batch,
+                   packed ? block.rows.seqlen_q - block.place.first_row : BLOCK_Q);
             if (tile < 0) continue;
             // rows past a sequence's end are in memory where its length is: else the tensor map knows the end
             const int keys = block.rows.seqlen_k - tile * BLOCK_KV;
@@ -49,23 +61,23 @@ struct ProducerSm90 {
                 ring = ring.next();
             }
         }
-        if (first_lane) shared.task(tasks) = {{}, 0, 0, 0, 0, -1};
-        load_q(false, 0, 0, 0);
     }
 
-  private:
-    // Q of a task, and the sign that there is one: also where it needs no Q.
-    __device__ void load_q(bool needed, int first_row, int head, int batch) {
-        if (first_lane)
+    // Q of a task, and the sign that there is one: also where it needs no Q. Only `rows` are the sequence's: scores of others
+    // would have a part in when a warp moves its origins, and so in the bits of these.
+    __device__ void load_q(bool needed, int first_row, int head, int batch, int rows) {
 #pragma unroll 1
-            for (int i = 0; i < Shared::kWarpgroups; ++i) {
-                ptx::mbarrier_wait(shared.q_empty(i), tasks & 1 ^ 1);
-                if (needed)
-                    copy(shared.q(i), Shared::kQTileBytes, params.q_map, shared.q_full(i), first_row + 64 * i,
-                         head, batch);
-                else
-                    ptx::mbarrier_arrive(shared.q_full(i));
-            }
+        for (int i = 0; i < Shared::kWarpgroups; ++i) {
+            if (first_lane) ptx::mbarrier_wait(shared.q_empty(i), tasks & 1 ^ 1);
+            const int row = first_row + 64 * i, own = rows - 64 * i;
+            if (needed && own < 64)
+                load_tail(shared.q(i), Shared::kQTileBytes, params.q_map, shared.q_full(i), row, head, batch,
+                          max(own, 0));
+            else if (first_lane && needed)
+                copy(shared.q(i), Shared::kQTileBytes, params.q_map, shared.q_full(i), row, head, batch);
+            else if (first_lane)
+                ptx::mbarrier_arrive(shared.q_full(i));
+        }
         ++tasks;
     }
 
@@ -96,20 +108,24 @@ struct ProducerSm90 {
 
     // Only `keys` rows are the sequence's. P is 0 for the others, but 0 * NaN is not: they become zero.
     __device__ void load_v_tail(int first_key, int head, int batch, int keys) {
-        const uint32_t target = shared.v(ring.stage);
-        if (first_lane) {
-            ptx::mbarrier_wait(shared.v_empty(ring.stage), ring.parity ^ 1);
-            copy(target, Shared::kTileBytes, params.v_map, shared.v_landed(), first_key, head, batch);
-        }
-        ptx::mbarrier_wait(shared.v_landed(), landed_parity);
+        if (first_lane) ptx::mbarrier_wait(shared.v_empty(ring.stage), ring.parity ^ 1);
+        load_tail(shared.v(ring.stage), Shared::kTileBytes, params.v_map, shared.v_full(ring.stage),
+                  first_key, head, batch, keys);
+    }
+
+    // A copy of which all but the first rows become zero. Of the whole warp.
+    __device__ void load_tail(uint32_t target, int tile_bytes, const TensorMap& map, uint32_t full,
+                              int first_row, int head, int batch, int rows) {
+        if (first_lane) copy(target, tile_bytes, map, shared.landed(), first_row, head, batch);
+        ptx::mbarrier_wait(shared.landed(), landed_parity);
         landed_parity ^= 1;
-        for (int at = 128 * keys + 16 * (threadIdx.x % 32); at < Shared::kTileBytes; at += 16 * 32)
+        for (int at = 128 * rows + 16 * (threadIdx.x % 32); at < tile_bytes; at += 16 * 32)
 #pragma unroll
             for (int c = 0; c < Shared::kColTiles; ++c)
-                ptx::store_shared(target + c * Shared::kTileBytes + at, {0, 0, 0, 0});
+                ptx::store_shared(target + c * tile_bytes + at, {0, 0, 0, 0});
         ptx::fence_proxy_async();
         __syncwarp();
-        if (first_lane) ptx::mbarrier_arrive(shared.v_full(ring.stage));
+        if (first_lane) ptx::mbarrier_arrive(full);
     }
 };
 

@@ -50,40 +50,40 @@ struct RowBlock {
           limit(rows, p.window_left, p.window_right) {}
 };
 
-// The places of the schedule that this block of threads makes, one after the other: back and forth over the grid, so that no
-// block gets the longer one of every round. Where the schedule pairs row blocks, the n-th from the end and then the n-th
-// from the start: under a causal mask all pairs are as long. To be used by a whole warp.
-template <int BLOCK_Q>
-struct Places {
-    const FlashFwdTmaParams& params;
-    int tile, step;
-    bool second = false;  // of a pair
-
-    __device__ explicit Places(const FlashFwdTmaParams& params)
-        : params(params), tile(blockIdx.x), step(2 * (gridDim.x - blockIdx.x) - 1) {}
-
-    __device__ bool exists() {
-        return params.schedule.sequences ? reach_sequences() : tile < params.schedule.tiles;
-    }
+// Which of the tiles this block of threads makes: it goes back and forth over the grid, so that no block gets the longer one
+// of every round.
+struct Round {
+    int tile = blockIdx.x, step = 2 * (gridDim.x - blockIdx.x) - 1;
 
     __device__ void advance() {
-        if (params.schedule.paired) second = !second;
-        if (second) return;
         tile += step;
         step = 2 * gridDim.x - step;
     }
+};
 
-    __device__ Place place() const { return params.schedule.sequences ? packed_place() : even_place(); }
+// The places that a block makes, one after the other, where all sequences have as many tiles. Where the schedule pairs row
+// blocks, the n-th from the end and then the n-th from the start: under a causal mask all pairs are as long.
+template <int BLOCK_Q>
+struct Places {
+    const FlashFwdTmaParams& params;
+    Round round;
+    bool second = false;  // of a pair
 
-  private:
-    // Of packed sequences: the first of 32, this lane's, and the row blocks before those of lane 0, and up to its own.
-    int next = -32, sequence = 0, before = 0, through = 0;
+    __device__ explicit Places(const FlashFwdTmaParams& params) : params(params) {}
+
+    __device__ bool exists() const { return round.tile < params.schedule.tiles; }
+
+    __device__ void advance() {
+        if (params.schedule.paired) second = !second;
+        if (!second) round.advance();
+    }
 
     // Of a pair that is one row block, the second lies past the last row.
-    __device__ Place even_place() const {
+    __device__ Place place() const {
         const FlashFwdParams& p = params.fwd;
         const TileSchedule& order = params.schedule;
-        const int group = divide(tile, order.group_tiles), of_group = tile - group * order.group_tiles.value;
+        const int group = divide(round.tile, order.group_tiles),
+                  of_group = round.tile - group * order.group_tiles.value;
         const int outer = divide(of_group, p.grid_inner), inner = of_group - outer * p.grid_inner.value;
         const int n = order.heads_first ? outer : inner;
         const int batch_head = order.heads_first ? group * p.grid_inner.value + inner : outer;
@@ -92,30 +92,32 @@ struct Places {
         if (second) row_block = row_block == n ? p.row_blocks : n;
         return {batch, batch_head - batch * p.num_heads.value, row_block * BLOCK_Q};
     }
+};
 
-    // Goes on to the 32 sequences among whose tiles `tile` is, those with most keys first. Without them, false.
-    __device__ bool reach_sequences() {
-        const FlashFwdParams& p = params.fwd;
+// The same of packed sequences, which have as many tiles each as their lengths ask for: one after the other, with the last
+// rows first. For a whole warp, each lane of which knows one of 32 sequences.
+template <int BLOCK_Q>
+struct PackedPlaces {
+    const FlashFwdTmaParams& params;
+    Round round;
+    int first = -32;              // of the sequences
+    int before = 0, through = 0;  // row blocks before the first of them, and up to the end of this lane's
+
+    __device__ explicit PackedPlaces(const FlashFwdTmaParams& params) : params(params) {}
+
+    // Goes on to the 32 sequences among whose tiles the next one is.
+    __device__ bool exists() {
         const int lane = threadIdx.x % 32;
         for (;;) {
             const int all = __shfl_sync(kWarp, through, 31);
-            if (tile < all * p.num_heads.value) return true;
-            next += 32;
-            if (next >= params.schedule.sequences) return false;
-            Sequence own(0, 0, 0, -1);
-            if (next + lane < params.schedule.sequences) own = Sequence(p.sequences, next + lane);
-            int rank = 0, from = 0;
-#pragma unroll 1
-            for (int i = 0; i < 32; ++i) {
-                const int keys = __shfl_sync(kWarp, own.seqlen_k, i);
-                rank += keys > own.seqlen_k || (keys == own.seqlen_k && i < lane);
-            }
-#pragma unroll 1
-            for (int i = 0; i < 32; ++i)
-                if (__shfl_sync(kWarp, rank, i) == lane) from = i;
-            sequence = next + from;
+            if (round.tile < all * params.fwd.num_heads.value) return true;
+            first += 32;
+            if (first >= params.schedule.sequences) return false;
+            const int rows = first + lane < params.schedule.sequences
+                                 ? Sequence(params.fwd.sequences, first + lane).seqlen_q
+                                 : 0;
             before = all;
-            through = (__shfl_sync(kWarp, own.seqlen_q, from) + BLOCK_Q - 1) / BLOCK_Q;
+            through = (rows + BLOCK_Q - 1) / BLOCK_Q;
 #pragma unroll
             for (int lanes = 1; lanes < 32; lanes *= 2) {
                 const int below = __shfl_up_sync(kWarp, through, lanes);
@@ -125,20 +127,21 @@ struct Places {
         }
     }
 
-    __device__ Place packed_place() const {
+    __device__ void advance() { round.advance(); }
+
+    __device__ Place place() const {
         const int heads = params.fwd.num_heads.value;
-        const int lane = __popc(__ballot_sync(kWarp, tile >= through * heads));  // whose sequence it is
-        const int upto = __shfl_sync(kWarp, through, lane),
-                  below = __shfl_sync(kWarp, through, max(lane - 1, 0));
-        const int from = lane == 0 ? before : below, row_blocks = upto - from;
-        const int local = tile - from * heads;
-        const int inner_count = params.schedule.heads_first ? heads : row_blocks;
-        const int outer = local / inner_count, inner = local - outer * inner_count;
-        const int n = params.schedule.heads_first ? outer : inner;
-        return {__shfl_sync(kWarp, sequence, lane), params.schedule.heads_first ? inner : outer,
-                (row_blocks - 1 - n) * BLOCK_Q};
+        const bool heads_first = params.schedule.heads_first;
+        const int n = __popc(__ballot_sync(kWarp, round.tile >= through * heads));  // of the 32
+        const int end = __shfl_sync(kWarp, through, n), below = __shfl_sync(kWarp, through, max(n - 1, 0));
+        const int begin = n == 0 ? before : below, row_blocks = end - begin;
+        const int tile = round.tile - begin * heads, inner_count = heads_first ? heads : row_blocks;
+        const int outer = tile / inner_count, inner = tile - outer * inner_count;
+        const int row_block = row_blocks - 1 - (heads_first ? outer : inner);
+        return {first + n, heads_first ? inner : outer, row_block * BLOCK_Q};
     }
 
+  private:
     static constexpr unsigned kWarp = 0xffffffffu;
 };
 

@@ -56,7 +56,7 @@ struct SharedSm90 {
     __device__ uint32_t v_full(int stage) const { return barrier(2 * kWarpgroups + 2 * kStages + stage); }
     __device__ uint32_t v_empty(int stage) const { return barrier(2 * kWarpgroups + 3 * kStages + stage); }
     // Of a copy of V whose last rows the producer has to make zero.
-    __device__ uint32_t v_landed() const { return barrier(2 * kWarpgroups + 4 * kStages); }
+    __device__ uint32_t landed() const { return barrier(2 * kWarpgroups + 4 * kStages); }
 
     // By one thread. Each warp that multiplies says for itself that it has read a buffer.
     __device__ void initialise() const {
@@ -70,7 +70,7 @@ struct SharedSm90 {
             ptx::mbarrier_init(k_empty(i), 4 * kWarpgroups);
             ptx::mbarrier_init(v_empty(i), 4 * kWarpgroups);
         }
-        ptx::mbarrier_init(v_landed(), 1);
+        ptx::mbarrier_init(landed(), 1);
         ptx::mbarrier_init_fence();
     }
 
