@@ -1,5 +1,5 @@
 # make run      environment, kernels, and attention on the reference problem: checked, and timed where there is a GPU
-# make test     environment, kernels, and the tests (on the emulator always, on the GPU too where there is one)
+# make test     environment, kernels, the tests: on the emulator, in JOBS processes, and on the GPU where there is one
 # make cubin    the kernels alone, for ARCHS and for this machine's GPUs
 # make wheel    dist/flashcore_drv-*.whl with the kernels of ARCHS, which needs neither this repository nor a compiler
 # make docs     the reference of the API in build/docs, from docstrings
@@ -22,7 +22,7 @@ run: .venv/ready cubin
 	$(PYTHON) scripts/run.py
 
 test: .venv/ready cubin
-	FLASHCORE_DRIVER=emulator $(PYTHON) -m pytest $(TESTS)
+	FLASHCORE_DRIVER=emulator OPENBLAS_NUM_THREADS=1 $(PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
 	@if FLASHCORE_DRIVER=cuda $(PYTHON) -c 'import flashcore_drv as fc; fc.Device.get(0)' 2>/dev/null; then \
 		FLASHCORE_DRIVER=cuda $(PYTHON) -m pytest $(GPU_TESTS); \
 	else echo 'no GPU: the kernels were tested on the emulator alone'; fi

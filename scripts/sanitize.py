@@ -270,7 +270,7 @@ def main() -> None:
     todo = work(args)
     if is_emulated():
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(max_workers=2, mp_context=context) as pool:
+        with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=context) as pool:
             results = list(pool.map(inspect, *zip(*todo)))
     else:
         results = [inspect(*x) for x in todo]

@@ -91,6 +91,11 @@ def python_says(code: str, **env: str) -> str:
     return ran.stdout
 
 
+def named(value: object) -> str:
+    """How a test names a parameter: as it is written, without an address, which is another one in every process."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))
+
+
 class Exported:
     """An object of another library: a CUDA Array Interface and nothing else."""
 

@@ -18,6 +18,7 @@ NVCC = shutil.which("nvcc") or next(
     (str(p) for p in (Path(f, "nvidia", "cu13", "bin", "nvcc") for f in sys.path) if p.is_file()), None
 )
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+pytestmark = pytest.mark.xdist_group("build")
 FEW = ("qk_wmma_f16_d64_sm89", "softmax_f16_w1_sm89", "softmax_bf16_w8_sm89", "pv_wmma_f16_d64_sm89")
 FAMILIES = {s.stem: s.header for s in CATALOG if s.stem in FEW}
 HEADERS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "cuda").rglob("*.*h"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Placed, Storage
-from support import Exported, placed, refused_call
+from support import Exported, named, placed, refused_call
 
 import flashcore_drv as fc
 from flashcore_drv.dtypes import BF16, F16, F32
@@ -68,7 +68,7 @@ def refused(function, found, *words, error=fc.InvalidArgument) -> None:
 @pytest.mark.parametrize(
     "window",
     [(1,), (1, 2, 3), 5, "12", (1.5, 0), (0, -2), (-3, 0), (True, 0), ("1", 0), object(), [[1], 2], {1: 2}],
-    ids=repr,
+    ids=named,
 )
 def test_window(device, function, window) -> None:
     found = arguments(function) | {"window_size": window}
@@ -83,7 +83,7 @@ def test_a_window_that_shows_what_causal_hides(device, function, right) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("softcap", [-1, math.nan, math.inf, 1e39, 1e-39, None, "5", [5.0]], ids=repr)
+@pytest.mark.parametrize("softcap", [-1, math.nan, math.inf, 1e39, 1e-39, None, "5", [5.0]], ids=named)
 def test_softcap(device, function, softcap) -> None:
     refused(function, arguments(function) | {"softcap": softcap}, f"softcap={softcap!r}", "allowed: 0 (none)")
 
@@ -95,7 +95,7 @@ def test_softcap_too_far_from_the_scale(device, softcap, scale) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_seqlen_q", "max_seqlen_k"])
-@pytest.mark.parametrize("value", [-1, MAX_SEQLEN + 1, 5.0, None, True, "5"], ids=repr)
+@pytest.mark.parametrize("value", [-1, MAX_SEQLEN + 1, 5.0, None, True, "5"], ids=named)
 def test_max_seqlen(device, name, value) -> None:
     found = arguments("attention_varlen") | {name: value}
     refused("attention_varlen", found, f"{name}={value!r}", f"allowed: a whole number from 0 to {MAX_SEQLEN}")
@@ -105,7 +105,7 @@ def test_max_seqlen(device, name, value) -> None:
 
 
 @EACH_SIDE
-@pytest.mark.parametrize("value", [1.5, [1, 2], "x", object()], ids=repr)
+@pytest.mark.parametrize("value", [1.5, [1, 2], "x", object()], ids=named)
 def test_unknown_type(device, function, name, value) -> None:
     refused(function, arguments(function) | {name: value}, f"{name} is a ", "allowed: numpy.ndarray")
 

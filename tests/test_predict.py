@@ -339,6 +339,17 @@ def test_causal_blocks_see_half_of_the_keys() -> None:
 
 
 @needs_tool
+def test_causal_blocks_come_in_the_plans_groups_of_heads() -> None:
+    """K and V of a head are 8 MiB: 4 heads fill two thirds of 48 MiB. The last rows come first."""
+    (spec,) = (s for s in CATALOG if s.stem == "flash_fwd_causal_f16_d64_sm89")
+    model = KernelModel(spec, replace(L4, multiprocessors=16))
+    shape = Shape(1, 8, 8, 32768, 32768, 64)
+    row_blocks = shape.seqlen_q // model.rows
+    rows = [-(-tiles * model.code.keys // model.rows) - 1 for tiles, _ in model.blocks(shape, True)]
+    assert rows == [row for row in reversed(range(row_blocks)) for _ in range(4)] * 2
+
+
+@needs_tool
 def test_the_command_predicts_the_reference_problem() -> None:
     done = predict("--gpu", "l4", "1x8x512x512x64", "--json")
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Exported, emulated_driver, placed, refused_call
+from support import Exported, emulated_driver, named, placed, refused_call
 
 import flashcore_drv as fc
 from flashcore_drv.arguments import matrices
@@ -150,7 +150,7 @@ def test_head_dim_without_a_kernel(device, place, function) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("value", [None, 1.5, [[1.0]], "q", object(), memoryview(b"ab"), np.float16(1)], ids=repr)
+@pytest.mark.parametrize("value", [None, 1.5, [[1.0]], "q", object(), memoryview(b"ab"), np.float16(1)], ids=named)
 def test_unknown_type(device, function, name, value) -> None:
     kind = type(value).__qualname__
     refused(device, function, arguments(function) | {name: value}, f"{name} is a ", kind, "allowed: numpy.ndarray")
@@ -172,7 +172,7 @@ FLAGS = [("attention", "causal"), ("attention", "return_lse"), ("softmax", "caus
 
 
 @pytest.mark.parametrize(("function", "flag"), FLAGS)
-@pytest.mark.parametrize("value", [0, 1, None, "True", 1.0, np.ones(1, bool)], ids=repr)
+@pytest.mark.parametrize("value", [0, 1, None, "True", 1.0, np.ones(1, bool)], ids=named)
 def test_flag(device, function, flag, value) -> None:
     refused(device, function, arguments(function) | {flag: value}, f"{flag}={value!r}", "allowed: True, False")
 
@@ -192,14 +192,14 @@ def test_scale(device, function, scale) -> None:
 
 
 @pytest.mark.parametrize("function", ["attention", "qk"])
-@pytest.mark.parametrize("scale", ["auto", "0.5", 1j, [1.0], object()], ids=repr)
+@pytest.mark.parametrize("scale", ["auto", "0.5", 1j, [1.0], object()], ids=named)
 def test_scale_that_is_no_number(device, function, scale) -> None:
     found = arguments(function) | {"softmax_scale": scale}
     refused(device, function, found, f"softmax_scale={scale!r}", "allowed: positive, finite")
 
 
 @pytest.mark.parametrize("function", ["attention", "qk", "pv"])
-@pytest.mark.parametrize("layout", ["sbhd", "BSHD", "", None, 4], ids=repr)
+@pytest.mark.parametrize("layout", ["sbhd", "BSHD", "", None, 4], ids=named)
 def test_layout(device, function, layout) -> None:
     refused(device, function, arguments(function) | {"layout": layout}, f"layout={layout!r}", "'bshd', 'bhsd'")
 
@@ -211,7 +211,7 @@ def test_impl(device, impl) -> None:
 
 @ALL
 @PLACES
-@pytest.mark.parametrize("stream", ["default", -1, 1.5, True, object(), b""], ids=repr)
+@pytest.mark.parametrize("stream", ["default", -1, 1.5, True, object(), b""], ids=named)
 def test_stream(device, function, place, stream) -> None:
     found = placed(place, arguments(function)) | {"stream": stream}
     refused(device, function, found, f"stream={stream!r}", "allowed: None, an int handle")

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
-# Commands that this very CI runs (.ci/run), or that tests/test_build.py does.
+# Commands that this very CI runs (.ci/run), or that tests/test_build.py and tests/test_sanitize.py do.
 ELSEWHERE = {
     "make run", "make test", "make cubin", 'make cubin ARCHS="80 86 89 90"', "make wheel", "make docs",
     "pip install -e .", "python scripts/try_wheel.py", "python scripts/sanitize.py --quick",

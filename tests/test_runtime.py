@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ROOT, context, emulated_driver, python_says, recorded, run_python, used_bytes
+from support import ROOT, context, emulated_driver, named, python_says, recorded, run_python, used_bytes
 
 from flashcore_drv.dtypes import BF16
 from flashcore_drv.runtime import (
@@ -445,7 +445,7 @@ def test_no_stream_is_the_legacy_default_stream(device) -> None:
     mine.close()
 
 
-@pytest.mark.parametrize("wrong", ["0", -1, 0.0, True, object(), np.int64(0), Torch("x"), CuPy(-5), [0]], ids=repr)
+@pytest.mark.parametrize("wrong", ["0", -1, 0.0, True, object(), np.int64(0), Torch("x"), CuPy(-5), [0]], ids=named)
 def test_what_is_no_stream_is_refused(device, wrong) -> None:
     with pytest.raises(HandleError) as refusal:
         Stream.of(device, wrong)

@@ -25,6 +25,7 @@ from tune import Shape
 
 COMPILER = cubins.find_nvcc()
 needs_nvcc = pytest.mark.skipif(COMPILER is None, reason="needs nvcc")
+pytestmark = pytest.mark.xdist_group("tune")
 SMALL = Tiling("pipelined", 2, 1, 2, 64, 32, 2, True, 1, False)
 LARGE = Tiling("straight", 4, 2, 1, 64, 32, 2, True, 2, True)
 PAIRED = Tiling("paired", 4, 1, 1, 32, 32, 2, True, 2, False)

@@ -64,7 +64,8 @@ def beside_cycles(found: dict[str, Any], predict: Callable[[str, Shape, bool], d
                 "error": round(cycles / real - 1, 4),
             }
         )
-    return {"file": found["file"], **errors_of([row["error"] for row in rows]), "rows": rows}
+    of = found["conditions"]["commit"]
+    return {"file": found["file"], "commit": of, **errors_of([row["error"] for row in rows]), "rows": rows}
 
 
 def beside(rows: list[dict[str, Any]], predict: Callable[[Shape, bool], dict[str, Any]], gpu: Gpu) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from shapes import Shape
 
 from flashcore_drv.catalog import HEADS_FIRST, KernelSpec
 from flashcore_drv.images import build_folder
+from flashcore_drv.plan import ROWS_IN_FLIGHT
+from flashcore_drv.schedule import heads_in_a_group
 
 from . import sass
 from .gpus import LAUNCH_US, Gpu
@@ -125,11 +127,8 @@ class KernelModel:
 
     def blocks(self, shape: Shape, causal: bool) -> Iterator[Block]:
         """The blocks of a problem, in the order of the grid."""
-        row_blocks = -(-shape.seqlen_q // self.rows)
-        matrices = shape.batch * shape.heads
         diagonal = shape.seqlen_k - shape.seqlen_q
-        for i in range(matrices * row_blocks):
-            row_block = row_blocks - 1 - i // matrices if self.spec.family in HEADS_FIRST else i % row_blocks
+        for row_block in self._row_blocks(shape):
             first = row_block * self.rows
             last = min(first + self.rows, shape.seqlen_q) - 1
             seen, seen_by_all = (
@@ -137,6 +136,18 @@ class KernelModel:
             )
             tiles = -(-seen // self.code.keys)
             yield tiles, tiles - seen_by_all // self.code.keys
+
+    def _row_blocks(self, shape: Shape) -> Iterator[int]:
+        """Of which rows each block is, as ``plan_flash`` lays out the grid."""
+        row_blocks = -(-shape.seqlen_q // self.rows)
+        heads = shape.batch * shape.heads
+        if self.spec.family not in HEADS_FIRST:
+            yield from (i % row_blocks for i in range(heads * row_blocks))
+            return
+        least = max(1, self.gpu.multiprocessors // ROWS_IN_FLIGHT)
+        group = heads_in_a_group(shape.problem, least, self.gpu.l2_bytes)
+        for _ in range(heads // group):
+            yield from (row_blocks - 1 - i // group for i in range(group * row_blocks))
 
     def block_cycles(self, block: Block, together: int) -> float:
         """Cycles of a block among `together` on its SM."""

@@ -126,7 +126,7 @@ def text(found: Found) -> str:
         out += ["", f"Beside {measured['file']}, at {measured['ghz']:g} GHz ({measured['clock']}):"]
         out += _beside(measured, "id", "us")
     if profiled := found.get("profiled"):
-        out += ["", f"Cycles beside {profiled['file']}, which ncu counted:"]
+        out += ["", f"Cycles beside {profiled['file']}, which ncu counted at {profiled['commit']}:"]
         out += _beside(profiled, "problem", "cycles")
     return "\n".join(out)
 
