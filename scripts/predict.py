@@ -27,7 +27,7 @@ from prediction.model import KernelModel
 from prediction.sass import MissingTool
 from shapes import Shape
 
-from flashcore_drv.catalog import CATALOG, KernelSpec, ptx_arch
+from flashcore_drv.catalog import CATALOG, KernelSpec, kernels_of
 from flashcore_drv.dispatch import select_flash
 from flashcore_drv.dtypes import F16
 from flashcore_drv.errors import InvalidArgument, Unsupported
@@ -62,15 +62,17 @@ class Models:
         """Every kernel in float16 but the general ones."""
         return [
             self.of(spec)
-            for spec in CATALOG
-            if spec.arch == ptx_arch(self.gpu.arch)
-            and spec.dtype == F16
+            for spec in kernels_of(self.gpu.arch)
+            if spec.dtype == F16
             and spec.family in ("flash_fwd", "flash_fwd_causal", "flash_fwd_small")
         ]
 
     def predict_kernel(self, stem: str, shape: Shape, causal: bool) -> dict[str, Any]:
-        """A problem, with the kernel that is named."""
-        return self.of(next(spec for spec in CATALOG if spec.stem == stem)).predict(shape, causal)
+        """A problem, with the kernel that is named, or the one that is there in its place."""
+        named = next(spec for spec in CATALOG if spec.stem == stem)
+        key = named.family, named.dtype, named.size
+        there = next(s for s in kernels_of(self.gpu.arch) if (s.family, s.dtype, s.size) == key)
+        return self.of(there).predict(shape, causal)
 
     def predict(self, shape: Shape, causal: bool) -> dict[str, Any]:
         """A problem, with the kernel that dispatch takes of the families for every GPU: no others are modelled."""
