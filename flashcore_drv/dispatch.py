@@ -80,7 +80,7 @@ def select_flash(problem: Problem, arch: int, gpu: Gpu, impl: str = "flash") -> 
     if impl == "flash_sm80":
         return _select_sm80(problem, arch, gpu)
     missing = tma.lacking(problem, arch)
-    if not missing:
+    if not missing and (impl == "flash_sm90" or not _narrow(problem)):
         return _select_sm90(problem, arch, gpu, impl)
     if impl == "flash_sm90":
         raise Unsupported(
@@ -106,6 +106,17 @@ def _check_head_dims(problem: Problem, arch: int) -> None:
 def _size(problem: Problem, built: tuple[int, ...]) -> int:
     """The least of the built head_dims that holds both of the problem's."""
     return next(d for d in built if max(problem.head_dim, problem.head_dim_v) <= d)
+
+
+def _narrow(problem: Problem) -> bool:
+    """Whether Hopper's kernels, of 64 columns at least, would multiply zeros for what another does in fewer.
+
+    With 32 columns and 4096 keys the sm_8x kernels take 0.97 (full) and 0.91 (causal) of their time on an H200
+    (``benchmarks/nvidia-h200``, suite cliff).
+    """
+    size = _size(problem, catalog.FLASH_HEAD_DIMS)
+    known = problem.one_length and not problem.sinks and not problem.scored and (problem.causal or not problem.windowed)
+    return size < min(catalog.TMA_HEAD_DIMS) and known and _plain(problem, size)
 
 
 def _select_sm90(problem: Problem, arch: int, gpu: Gpu, impl: str) -> KernelSpec:

@@ -152,13 +152,18 @@ def _of_the_busiest(tiles: npt.NDArray[np.float64], blocks: int) -> Work:
 
 
 def _of_packed(problem: Problem, packed: Packed, tile_rows: int, at_once: int) -> TileSchedule:
-    """Of packed sequences, which have no more tiles than sum of ceil(length / tile_rows), whatever the lengths."""
+    """Of packed sequences, which have no more tiles than sum of ceil(length / tile_rows), whatever the lengths.
+
+    A block looks for its tile among 32 sequences after the other, 1 µs each: many of them are for blocks that stay.
+    """
     most = (packed.total_q + problem.batch * (tile_rows - 1)) // tile_rows
     tiles = min(most, problem.batch * -(-problem.seqlen_q // tile_rows)) * problem.num_heads
-    blocks = tiles if _are_long(problem, tile_rows, alike=False) else min(tiles, at_once)
+    apart = problem.batch <= _FEW_SEQUENCES and _are_long(problem, tile_rows, alike=False)
+    blocks = tiles if apart else min(tiles, at_once)
     return TileSchedule(tiles, max(tiles, 1), problem.num_heads, problem.causal, False, problem.batch, blocks)
 
 
+_FEW_SEQUENCES = 64
 ROWS_OF_A_WARPGROUP = 64
 """In a block of rows. A last one that all of them have rows of takes as long as the others."""
 _LONG_FLOPS = 200e6, 40e6  # on an SM about 40 and 8 µs; a block of its own costs a tile 1 µs

@@ -214,6 +214,25 @@ def test_hopper_gets_its_own_kernels_by_default(impl, changes) -> None:
     assert spec.target == "90a"
 
 
+@pytest.mark.parametrize(
+    ("changes", "target"),
+    [
+        ({}, "89"),
+        ({"window_right": 0}, "89"),
+        ({"window_left": 9}, "90a"),
+        ({"sinks": True}, "90a"),
+        ({"softcap": 9.0}, "90a"),
+    ],
+)
+def test_hopper_gets_the_narrow_kernels_of_others(changes, target) -> None:
+    """Where there are as plain ones as Hopper's own, which have 64 columns at least."""
+    narrow = replace(problem_of(2, 1, 32, 2000, 2000, 32, F16, False), **changes)
+    (spec,) = dispatch.select(narrow, 90)
+    assert (spec.target, spec.size) == (target, "d32" if target == "89" else "d64")
+    (spec,) = dispatch.select(narrow, 90, "flash_sm90")
+    assert spec.target == "90a"
+
+
 def strided(**strides) -> Problem:
     """Two sequences of three heads of k and v with 64 columns, and of k these strides (in elements)."""
     problem = problem_of(2, 3, 2, 100, 200, 64, F16, False)

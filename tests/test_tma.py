@@ -132,6 +132,14 @@ def test_packed_sequences_have_no_more_tiles_than_counted(lengths, spare, causal
     assert not schedule.paired
 
 
+@pytest.mark.parametrize(("sequences", "longest", "apart"), [(64, 4096, True), (65, 4096, False), (64, 512, False)])
+def test_few_long_packed_sequences_have_a_block_for_each_tile(sequences, longest, apart) -> None:
+    problem = problem_of(sequences, 32, 32, longest, longest)
+    problem = replace(problem, varlen=Packed(20 * longest, 20 * longest))
+    schedule = tile_schedule(problem, 192, 132, L2)
+    assert schedule.blocks == (schedule.tiles if apart else 132)
+
+
 @pytest.mark.parametrize(
     ("row_blocks", "causal", "l2_bytes", "heads_first", "paired"),
     [
