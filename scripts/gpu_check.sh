@@ -62,7 +62,7 @@ twins() {
 
 tests() {
     echo "FUZZ_EXAMPLES=$FUZZ_EXAMPLES"
-    python3 -m pytest -q tests/test_flash_fwd.py tests/test_flash_fwd_sm90.py tests/test_tma.py tests/test_unfused.py tests/test_runtime.py tests/test_api.py tests/test_plans.py \
+    python3 -m pytest -q tests/test_flash_fwd.py tests/test_flash_fwd_sm90.py tests/test_tma.py tests/test_unfused.py tests/test_runtime.py tests/test_api.py tests/test_plans.py tests/test_dependent_launch.py \
         tests/emulator/test_driver_twin.py
 }
 
