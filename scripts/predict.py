@@ -63,8 +63,7 @@ class Models:
         return [
             self.of(spec)
             for spec in kernels_of(self.gpu.arch)
-            if spec.dtype == F16
-            and spec.family in ("flash_fwd", "flash_fwd_causal", "flash_fwd_small")
+            if spec.dtype == F16 and spec.family in ("flash_fwd", "flash_fwd_causal", "flash_fwd_small")
         ]
 
     def predict_kernel(self, stem: str, shape: Shape, causal: bool) -> dict[str, Any]:
