@@ -105,10 +105,10 @@ struct PackedPlaces {
 
     __device__ explicit PackedPlaces(const FlashFwdTmaParams& params) : params(params) {}
 
-    // Goes on to the 32 sequences among whose tiles the next one is. Past as many as there may be, none is looked for.
+    // Goes on to the 32 sequences among whose tiles the next one is. Without them, false.
     __device__ bool exists() {
         const int lane = threadIdx.x % 32;
-        while (round.tile < params.schedule.tiles) {
+        for (;;) {
             const int all = __shfl_sync(kWarp, through, 31);
             if (round.tile < all * params.fwd.num_heads.value) return true;
             first += 32;
@@ -125,7 +125,6 @@ struct PackedPlaces {
             }
             through += before;
         }
-        return false;
     }
 
     __device__ void advance() { round.advance(); }
