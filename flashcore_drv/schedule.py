@@ -118,15 +118,17 @@ def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: i
         Blocks that the GPU holds.
     """
     row_blocks = -(-problem.seqlen_q // tile_rows)
-    keys = np.full(row_blocks, problem.seqlen_k)
+    some = min(row_blocks, _MANY_TILES)  # of very many, every n-th
+    keys = np.full(some, problem.seqlen_k)
     if problem.causal:
-        ends = np.minimum((np.arange(row_blocks) + 1) * tile_rows, problem.seqlen_q)
+        numbers = np.linspace(1, row_blocks, some).astype(np.int64)
+        ends = np.minimum(numbers * tile_rows, problem.seqlen_q)
         keys = np.maximum(ends + problem.seqlen_k - problem.seqlen_q, 0)
-    tiles = np.stack([np.ones(row_blocks), keys])[:, ::-1]
+    tiles = np.stack([np.ones(some), keys])[:, ::-1]
     if schedule.paired:
         second = tiles[:, ::-1].copy()
-        second[:, row_blocks // 2 :] = 0  # of a pair that is one block of rows
-        tiles = (tiles + second)[:, : schedule.inner]
+        second[:, some // 2 :] = 0  # of a pair that is one block of rows
+        tiles = (tiles + second)[:, : -(-some // 2)]
     if schedule.blocks > at_once or schedule.tiles > _MANY_TILES:  # given to whoever is free, or nearly so
         share = max(1.0, schedule.tiles / at_once)
         mean, longest = tiles.mean(1) * share, tiles[:, 0]
