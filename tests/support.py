@@ -1,6 +1,7 @@
 """What the tests of the host layers share: the driver's calls as they happen, memory in use, scripts as processes."""
 
 import contextlib
+import gc
 import os
 import re
 import subprocess
@@ -63,7 +64,8 @@ def context() -> int:
 
 
 def used_bytes(device: Device) -> int:
-    """Bytes of the device's memory pool that somebody owns, once all work is done."""
+    """Bytes of the device's memory pool that somebody owns, once all work is done and garbage is collected."""
+    gc.collect()  # of tests before, too, which are others in every process
     device.synchronize()
     pool = driver.call("cuDeviceGetDefaultMemPool", device.handle)
     attribute = driver.module().CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT

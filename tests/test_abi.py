@@ -267,7 +267,7 @@ WRONG = {
         "int32_t blocks_an_sm, more, most;",
         "KernelInfo: size",
     ),
-    "a map less aligned": ("tensor_map.h", "alignas(64)", "alignas(16)", "FlashFwdTmaParams.q_map.opaque: offset"),
+    "a map more aligned": ("tensor_map.h", "alignas(64)", "alignas(256)", "FlashFwdTmaParams.q_map.opaque: offset"),
     "aligned struct": ("tensor.h", "struct Tensor", "struct alignas(64) Tensor", "Tensor: size"),
 }
 
