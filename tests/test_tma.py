@@ -237,6 +237,24 @@ def placed(tensor: TensorMap, device: fc.Device, address: int) -> bytes:
     return words.tobytes()
 
 
+def test_a_map_is_read_while_what_the_driver_made_is_there(hopper, monkeypatch) -> None:
+    """Its memory is another's once nobody has it."""
+    memory = np.zeros(128, np.uint8)
+
+    class Encoded:
+        def __init__(self) -> None:
+            memory[:] = 7
+
+        def getPtr(self) -> int:  # noqa: N802 (as the bindings name it)
+            return int(memory.__array_interface__["data"][0])
+
+        def __del__(self) -> None:
+            memory[:] = 0
+
+    monkeypatch.setattr(TensorMap, "_encode", lambda self, address: Encoded())
+    assert placed(TensorMap("FLOAT16", (64, 1, 1, 1), (128,) * 3, 64), hopper, 0x7F0000000000) == bytes([7] * 128)
+
+
 def test_parameters_start_on_64_bytes(hopper) -> None:
     kernel = kernel_of("flash_fwd_tma", hopper)
     params = flash_params(kernel, problem_of(), {}, 1)

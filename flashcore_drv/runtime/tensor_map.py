@@ -70,7 +70,8 @@ class TensorMap:
         other = next(iter(self.known.copy().values()), None)
         if other is None:
             with device.active():
-                place[:] = np.asarray(Memory(self._encode(address).getPtr(), (MAP_BYTES,), "|u1"))
+                made = self._encode(address)  # owns the memory that is read here
+                place[:] = np.asarray(Memory(made.getPtr(), (MAP_BYTES,), "|u1"))
         else:
             words[:] = other
             here = driver.module().CUtensorMap(place.__array_interface__["data"][0])
