@@ -124,24 +124,33 @@ TMA_HEAD_DIMS = (64, 96, 128, 192, 256)
 """Largest head_dim of each built variant of the fused forward for Hopper's own instructions."""
 
 TMA_VARIANTS = {
-    "flash_fwd_tma": ("Full", TMA_HEAD_DIMS),
-    "flash_fwd_tma_causal": ("Causal", TMA_HEAD_DIMS),
-    "flash_fwd_tma_window": ("Window", TMA_HEAD_DIMS),
-    "flash_fwd_tma_scored": ("Scored", TMA_HEAD_DIMS),
-    "flash_fwd_tma_causal_short": ("Causal", (64,)),
+    "flash_fwd_tma": ("Full", "Long", TMA_HEAD_DIMS),
+    "flash_fwd_tma_short": ("Full", "Short", (64, 128)),
+    "flash_fwd_tma_few": ("Full", "Few", (64,)),
+    "flash_fwd_tma_causal": ("Causal", "Long", TMA_HEAD_DIMS),
+    "flash_fwd_tma_causal_short": ("Causal", "Short", (128,)),
+    "flash_fwd_tma_causal_few": ("Causal", "Few", (64,)),
+    "flash_fwd_tma_window": ("Window", "Long", TMA_HEAD_DIMS),
+    "flash_fwd_tma_scored": ("Scored", "Long", TMA_HEAD_DIMS),
 }
-"""Families of the fused forward by TMA and wgmma: their ``Variant`` and head_dims."""
+"""Families of the fused forward by TMA and wgmma: their ``Variant``, the ``Work`` that they are for
+(``cuda/flash_fwd/traits_sm90.cuh``), and their head_dims."""
 
 
 def _flash_fwd_tma(dtype: DType) -> list[KernelSpec]:
     specs = []
-    for family, (variant, head_dims) in TMA_VARIANTS.items():
-        for d in head_dims:
-            row = "kShortTilingSm90" if family.endswith("_short") else f"tiling_sm90<{d}, Variant::k{variant}>()"
+    for family, (variant, work, sizes) in TMA_VARIANTS.items():
+        for d in sizes:
+            row = f"tiling_sm90<{d}, Variant::k{variant}, Work::k{work}>()"
             cpp = f"FlashFwdSm90<{dtype.cpp}, {d}, Variant::k{variant}, {row}>"
             header, params = "flash_fwd/flash_fwd_sm90.cuh", abi.FLASH_FWD_TMA_PARAMS
             specs.append(KernelSpec(family, dtype, f"d{d}", HOPPER, header, cpp, params))
     return specs
+
+
+def head_dims(family: str) -> tuple[int, ...]:
+    """Largest head_dim of each built variant of a family of the fused forward."""
+    return TMA_VARIANTS[family][-1] if family in TMA_VARIANTS else FLASH_VARIANTS[family][-1]
 
 
 MERGE_ROWS = 32

@@ -131,13 +131,14 @@ def _select_sm90(problem: Problem, arch: int, gpu: Gpu, impl: str) -> KernelSpec
         family = "flash_fwd_tma"
     size = _size(problem, catalog.TMA_HEAD_DIMS)
     if _plain(problem, size):
-        fastest = _fastest(family, size, problem, arch, gpu)
-        if family == "flash_fwd_tma" and not tuned.is_measured(family, size, arch, gpu):
+        small = "flash_fwd_small"
+        if impl == "flash_sm90":
+            family = _fastest(family, size, problem, arch, gpu, besides=small)
+        elif family == "flash_fwd_tma" and not tuned.is_measured(family, size, arch, gpu):
             # the small kernel wherever it beats the other sm_8x kernel: there most SMs would have nothing to do
-            small = _fastest("flash_fwd", size, problem, arch, gpu)
-            fastest = small if small == "flash_fwd_small" else family
-        if impl != "flash_sm90" or fastest in catalog.TMA_VARIANTS:
-            family = fastest
+            family = small if _fastest("flash_fwd", size, problem, arch, gpu) == small else family
+        else:
+            family = _fastest(family, size, problem, arch, gpu)
     return _find(family, problem.dtype, f"d{size}", arch)
 
 
@@ -163,11 +164,11 @@ def _plain(problem: Problem, size: int) -> bool:
     return problem.head_dim == problem.head_dim_v == size and problem.aligned and rows <= _LONGEST_ROW_STRIDE
 
 
-def _fastest(family: str, size: int, problem: Problem, arch: int, gpu: Gpu) -> str:
+def _fastest(family: str, size: int, problem: Problem, arch: int, gpu: Gpu, besides: str = "") -> str:
     """The family to take in the place of `family`, which solves the problem."""
     # alternatives take neither lengths nor sinks, and add in another order, which must not depend on the batch
     if problem.one_length and not problem.sinks and not problem.batch_invariant:
-        return tuned.fastest(family, size, problem, arch, gpu)
+        return tuned.fastest(family, size, problem, arch, gpu, besides)
     return family
 
 

@@ -85,19 +85,20 @@ def tile_schedule(problem: Problem, tile_rows: int, at_once: int, l2_bytes: int)
     return min(paired, single, key=lambda x: busiest(problem, x, tile_rows, at_once).as_keys)
 
 
-_MANY_ROUNDS = 16  # of pairs, after which an SM has a few percent more to do than another at most
+_MANY_ROUNDS = 16  # of the SMs, after which one has a few percent more to do than another at most
 
 
 class Work(NamedTuple):
-    """Of an SM: blocks of rows, and the keys of all of them."""
+    """Of an SM: blocks of rows, the keys of all of them, and these by the share of the warpgroups that have rows."""
 
     blocks: float
     keys: float
+    shares: float
 
     @property
     def as_keys(self) -> float:
-        """A block of rows takes a tile of keys beside its own (cuda/NOTES.md: 1.3 tiles)."""
-        return _KEYS_OF_A_BLOCK * self.blocks + self.keys
+        """A block of rows takes a tile of keys beside its own, and a tile a third of its time without any rows."""
+        return _KEYS_OF_A_BLOCK * self.blocks + (self.keys + 2 * self.shares) / 3
 
 
 _KEYS_OF_A_BLOCK = 128
@@ -119,38 +120,50 @@ def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: i
     """
     row_blocks = -(-problem.seqlen_q // tile_rows)
     some = min(row_blocks, _MANY_TILES)  # of very many, every n-th
+    numbers = np.linspace(1, row_blocks, some).astype(np.int64)
+    ends = np.minimum(numbers * tile_rows, problem.seqlen_q)
     keys = np.full(some, problem.seqlen_k)
     if problem.causal:
-        numbers = np.linspace(1, row_blocks, some).astype(np.int64)
-        ends = np.minimum(numbers * tile_rows, problem.seqlen_q)
         keys = np.maximum(ends + problem.seqlen_k - problem.seqlen_q, 0)
-    tiles = np.stack([np.ones(some), keys])[:, ::-1]
+    warpgroups = -(-(ends - (numbers - 1) * tile_rows) // ROWS_OF_A_WARPGROUP)
+    tiles = np.stack([np.ones(some), keys, keys * warpgroups * ROWS_OF_A_WARPGROUP / tile_rows])[:, ::-1]
     if schedule.paired:
         second = tiles[:, ::-1].copy()
         second[:, some // 2 :] = 0  # of a pair that is one block of rows
         tiles = (tiles + second)[:, : -(-some // 2)]
-    if schedule.blocks > at_once or schedule.tiles > _MANY_TILES:  # given to whoever is free, or nearly so
+    free = schedule.blocks > at_once  # given to whoever is free
+    if schedule.tiles > (_MANY_ROUNDS * at_once if free else _MANY_TILES):
         share = max(1.0, schedule.tiles / at_once)
-        mean, longest = tiles.mean(1) * share, tiles[:, 0]
-        return max(Work(float(mean[0]), float(mean[1])), Work(1.0, float(longest[1])), key=lambda x: x.as_keys)
+        mean, longest = Work(*map(float, tiles.mean(1) * share)), Work(*map(float, tiles[:, 0]))
+        return max(mean, longest, key=lambda x: x.as_keys)
     if schedule.heads_first:
         tiles = np.repeat(tiles, schedule.inner, 1)
-    return _of_the_busiest(np.tile(tiles, schedule.tiles // tiles.shape[1]), schedule.blocks)
+    tiles = np.tile(tiles, schedule.tiles // tiles.shape[1])
+    dealt = _to_the_free(tiles, at_once) if free else _back_and_forth(tiles, schedule.blocks)
+    most = int(Work(*dealt).as_keys.argmax())
+    return Work(*map(float, dealt[:, most]))
 
 
 _MANY_TILES = 1 << 15  # which are spread evenly, whatever the order
 
 
-def _of_the_busiest(tiles: npt.NDArray[np.float64], blocks: int) -> Work:
-    """[2, tiles] dealt out to blocks back and forth, as ``Round`` in ``cuda/flash_fwd/row_blocks.cuh`` does."""
+def _back_and_forth(tiles: npt.NDArray[np.float64], blocks: int) -> npt.NDArray[np.float64]:
+    """[3, tiles] dealt out to blocks as ``Round`` in ``cuda/flash_fwd/row_blocks.cuh`` does: [3, blocks]."""
     rounds = -(-tiles.shape[1] // blocks)
-    dealt = np.zeros((2, rounds * blocks))
+    dealt = np.zeros((len(tiles), rounds * blocks))
     dealt[:, : tiles.shape[1]] = tiles
-    dealt = dealt.reshape(2, rounds, blocks)
+    dealt = dealt.reshape(len(tiles), rounds, blocks)
     dealt[:, 1::2] = dealt[:, 1::2, ::-1]
-    row_blocks, keys = dealt.sum(1)
-    most = int((_KEYS_OF_A_BLOCK * row_blocks + keys).argmax())
-    return Work(float(row_blocks[most]), float(keys[most]))
+    return dealt.sum(1)
+
+
+def _to_the_free(tiles: npt.NDArray[np.float64], at_once: int) -> npt.NDArray[np.float64]:
+    """[3, tiles] given to SMs, a round at a time, the first tiles to those with least to do: [3, at_once]."""
+    dealt = np.zeros((len(tiles), at_once))
+    for first in range(0, tiles.shape[1], at_once):
+        some = tiles[:, first : first + at_once]
+        dealt[:, np.argsort(Work(*dealt).as_keys, kind="stable")[: some.shape[1]]] += some
+    return dealt
 
 
 def _of_packed(problem: Problem, packed: Packed, tile_rows: int, at_once: int) -> TileSchedule:

@@ -23,16 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .catalog import FLASH_VARIANTS, HOPPER, TMA_VARIANTS
+from .catalog import HOPPER, head_dims
 from .problem import Problem
-from .schedule import ROWS_OF_A_WARPGROUP, busiest, tile_schedule
+from .schedule import busiest, tile_schedule
 
 FOLDER = Path(__file__).parent / "tuned"
 
 ALTERNATIVES = {
     "flash_fwd": ("flash_fwd", "flash_fwd_small"),
-    "flash_fwd_tma": ("flash_fwd_tma", "flash_fwd_small"),
-    "flash_fwd_tma_causal": ("flash_fwd_tma_causal", "flash_fwd_tma_causal_short"),
+    "flash_fwd_tma": ("flash_fwd_tma", "flash_fwd_tma_short", "flash_fwd_tma_few", "flash_fwd_small"),
+    "flash_fwd_tma_causal": ("flash_fwd_tma_causal", "flash_fwd_tma_causal_short", "flash_fwd_tma_causal_few"),
 }
 """Families that solve what a family solves, up to the order in which they add, and may be faster."""
 
@@ -65,7 +65,7 @@ class WaveCost:
     """The constants of a kernel: its tile, blocks that an SM holds at once, crowding, and times (any unit).
 
     Of a `persistent` one the busiest SM is counted (:mod:`flashcore_drv.schedule`), and there are no waves: `start` is
-    what the first row block takes, `start_each` every one, and `key_each` what a warpgroup that has rows takes.
+    what the first row block takes, `start_each` every one, and `key_each` what its warpgroups take if all have rows.
     """
 
     rows: int
@@ -90,9 +90,8 @@ class WaveCost:
         if self.persistent:
             schedule = tile_schedule(problem, self.rows, multiprocessors, _HOPPER_L2)
             work = busiest(problem, schedule, self.rows, multiprocessors)
-            warpgroups = -(-min(problem.seqlen_q, self.rows) // ROWS_OF_A_WARPGROUP)
-            a_key = self.key + self.key_each * warpgroups
-            return self.start + self.start_each * work.blocks + a_key * work.keys
+            each = self.start_each * work.blocks + self.key * work.keys + self.key_each * work.shares
+            return self.start + each
         full, last = self.waves(problem, multiprocessors)
         waves, blocks = full + (last > 0), full * self.blocks_an_sm + last
         start, key = self.start * waves + self.start_each * blocks, self.key * waves + self.key_each * blocks
@@ -100,17 +99,16 @@ class WaveCost:
 
 
 _HOPPER_L2 = 50 << 20  # bytes
-_VARIANTS = FLASH_VARIANTS | TMA_VARIANTS
 
 
 def alternatives(family: str, head_dim: int) -> tuple[str, ...]:
     """The families among which the fastest is chosen in the place of `family`, itself first."""
-    return tuple(f for f in ALTERNATIVES.get(family, (family,)) if head_dim in _VARIANTS[f][1])
+    return tuple(f for f in ALTERNATIVES.get(family, (family,)) if head_dim in head_dims(f))
 
 
 def contested(family: str) -> tuple[int, ...]:
     """The head_dims for which a family of ALTERNATIVES has another beside it."""
-    return tuple(d for d in _VARIANTS[family][1] if len(alternatives(family, d)) > 1)
+    return tuple(d for d in head_dims(family) if len(alternatives(family, d)) > 1)
 
 
 def is_measured(family: str, head_dim: int, arch: int, gpu: Gpu) -> bool:
@@ -127,7 +125,7 @@ def _costs(family: str, head_dim: int, arch: int, gpu: Gpu) -> dict[str, WaveCos
     return {}
 
 
-def fastest(family: str, head_dim: int, problem: Problem, arch: int, gpu: Gpu) -> str:
+def fastest(family: str, head_dim: int, problem: Problem, arch: int, gpu: Gpu, besides: str = "") -> str:
     """The family to take in the place of `family`: a pure function of its arguments and of the package's data.
 
     Parameters
@@ -142,6 +140,8 @@ def fastest(family: str, head_dim: int, problem: Problem, arch: int, gpu: Gpu) -
         Compute capability of the GPU: 90 stands for 9.0.
     gpu : Gpu
         Whose table is looked up by its name.
+    besides : str
+        A family that is not to be taken.
 
     Returns
     -------
@@ -152,7 +152,7 @@ def fastest(family: str, head_dim: int, problem: Problem, arch: int, gpu: Gpu) -
     if len(families) == 1:
         return family
     costs = _costs(family, head_dim, arch, gpu)
-    return min(costs, key=lambda f: costs[f].time(problem, gpu.multiprocessors)) if costs else family
+    return min(sorted(costs.keys() - {besides}), key=lambda f: costs[f].time(problem, gpu.multiprocessors), default=family)
 
 
 def file_name(gpu_name: str) -> str:

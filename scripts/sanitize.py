@@ -59,6 +59,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "flash_fwd_scored": [{"causal": True, "softcap": 5.0}],
     "flash_fwd_tma_causal": [{"causal": True}],
     "flash_fwd_tma_causal_short": [{"causal": True}],
+    "flash_fwd_tma_causal_few": [{"causal": True}],
     "flash_fwd_tma_window": [{"window_size": (40, 20)}],
     "flash_fwd_tma_scored": [{"causal": True, "softcap": 5.0}],
 }

@@ -56,7 +56,7 @@ def test_every_arch_and_dtype_has_the_same_kernels() -> None:
     for s in CATALOG:
         variants[s.arch, s.dtype].add((s.family, s.size))
     own = [variants.pop((catalog.HOPPER, dtype)) for dtype in (F16, BF16)]
-    tma = {(f, f"d{d}") for f, (_, sizes) in catalog.TMA_VARIANTS.items() for d in sizes}
+    tma = {(f, f"d{d}") for f, (*_, sizes) in catalog.TMA_VARIANTS.items() for d in sizes}
     besides = {(f, f"d{d}") for f in catalog.HOPPER_BESIDES for d in catalog.FLASH_VARIANTS[f][1]}
     assert own[0] == own[1] == tma | besides
     assert len(set(map(frozenset, variants.values()))) == 1

@@ -133,12 +133,21 @@ def test_nothing_about_the_gpu_changes_a_batch_invariant_choice(problem, arch, g
 # ---- Hopper's own kernels
 
 
-@pytest.mark.parametrize(("main", "small"), [(1, 2), (2, 1)])
-def test_the_small_kernel_is_taken_where_it_is_faster(tables, main, small) -> None:
-    write_table(tables, "NVIDIA X-1", flash_fwd_tma_d64=main, flash_fwd_small_d64=small)
+@pytest.mark.parametrize(
+    ("fastest", "own"),
+    [
+        ("flash_fwd_tma", "flash_fwd_tma"),
+        ("flash_fwd_tma_short", "flash_fwd_tma_short"),
+        ("flash_fwd_tma_few", "flash_fwd_tma_few"),
+        ("flash_fwd_small", "flash_fwd_tma_few"),
+    ],
+)
+def test_the_small_kernel_is_taken_where_it_is_faster(tables, fastest, own) -> None:
+    costs = {f"{f}_d64": 9 for f in tuned.alternatives("flash_fwd_tma", 64)} | {"flash_fwd_tma_few_d64": 2}
+    write_table(tables, "NVIDIA X-1", **costs | {f"{fastest}_d64": 1})
     problem, gpu = problem_of(1, 8, 8, 512, 512, 64), GpuModel("NVIDIA X-1", 10)
-    assert family_of(problem, 90, gpu, "flash") == ("flash_fwd_small" if small < main else "flash_fwd_tma")
-    assert family_of(problem, 90, gpu, "flash_sm90") == "flash_fwd_tma"
+    assert family_of(problem, 90, gpu, "flash") == fastest
+    assert family_of(problem, 90, gpu, "flash_sm90") == own
     narrow = problem_of(1, 8, 8, 512, 512, 56)  # which it does not take
     assert family_of(narrow, 90, gpu, "flash") != "flash_fwd_small"
 
@@ -154,7 +163,7 @@ def test_large_head_dims_have_no_alternative() -> None:
     assert tuned.alternatives("flash_fwd", 256) == ("flash_fwd",)
     assert tuned.contested("flash_fwd") == catalog.FLASH_SMALL_HEAD_DIMS
     assert tuned.contested("flash_fwd_tma") == (64, 96, 128)
-    assert tuned.contested("flash_fwd_tma_causal") == (64,)
+    assert tuned.contested("flash_fwd_tma_causal") == (64, 128)
     assert tuned.alternatives("flash_fwd_causal", 64) == ("flash_fwd_causal",)
     assert tuned.alternatives("flash_fwd", 64) == ("flash_fwd", "flash_fwd_small")
 

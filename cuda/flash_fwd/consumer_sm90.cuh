@@ -32,6 +32,7 @@ struct ConsumerSm90 {
     const Shared& shared;
     const int warpgroup;
     Ring<Shared::kStages> ring;  // where the tile lies whose O is next
+    int q_buffer = 0;            // where Q of the task lies
     bool o_begun = false;        // else O is yet to be written
     float S[1][BLOCK_KV / 8][4], O[1][HEAD_DIM / 8][4];
     uint32_t P[BLOCK_KV / 16][1][4];
@@ -45,20 +46,26 @@ struct ConsumerSm90 {
         bool pending = false;  // O of the last tile of the task before is still to come
         int n = 0;
         for (;; ++n) {
-            ptx::mbarrier_wait(shared.q_full(warpgroup), n & 1);
+            q_buffer = n % Shared::kQBuffers;
+            ptx::mbarrier_wait(shared.q_full(warpgroup, q_buffer), n / Shared::kQBuffers & 1);
             const Task task = shared.task(n);
             if (task.end < 0) break;
             const Block block(p, task);
             const BlockRange<BLOCK_KV> own = block.tiles(64 * warpgroup, 64);
             if (pending && own.end == task.end && own.end > 0) {
                 begin<Before::kOtherRows>(block, own, shared.task(n - 1));
+                give_back(shared.task_empty(n - 1));
             } else {
-                if (pending) finish(shared.task(n - 1));
+                if (pending) {
+                    finish(shared.task(n - 1));
+                    give_back(shared.task_empty(n - 1));
+                }
                 pending = false;
                 for (int tile = task.end; tile > own.end; --tile) skip_tile();
                 if (own.end == 0) {
-                    give_back(shared.q_empty(warpgroup));
+                    give_back(shared.q_empty(warpgroup, q_buffer));
                     store_nothing(task);
+                    give_back(shared.task_empty(n));
                     continue;
                 }
                 begin<Before::kNothing>(block, own, task);
@@ -103,7 +110,7 @@ struct ConsumerSm90 {
         ptx::wgmma_wait<BEFORE == Before::kNothing ? 0 : 1>();
         ptx::wgmma_pin(S[0]);
         give_back(shared.k_empty(at.stage));
-        if (tile == 0) give_back(shared.q_empty(warpgroup));
+        if (tile == 0) give_back(shared.q_empty(warpgroup, q_buffer));
 
         RowEnds ends;
         if (BEFORE == Before::kOtherRows) ends = RowEnds(p, before, warp_row(), softmax);
@@ -167,7 +174,7 @@ struct ConsumerSm90 {
     // S = Q @ K^T of a tile's first keys                                     [64, 8 N_TILES]
     template <int N_TILES>
     __device__ __forceinline__ void issue_scores(int stage, float (&S)[N_TILES][4]) {
-        const uint64_t Q = ptx::wgmma_descriptor(shared.q(warpgroup)),
+        const uint64_t Q = ptx::wgmma_descriptor(shared.q(warpgroup, q_buffer)),
                        K = ptx::wgmma_descriptor(shared.k(stage));
         ptx::wgmma_pin(S);
         ptx::wgmma_fence();
@@ -217,10 +224,13 @@ struct ConsumerSm90 {
     }
 
     // The warpgroups issue their products in turns, so that the softmax of one runs beside the products of another: one turn
-    // for every tile of the row block.
-    __device__ __forceinline__ void wait_turn() const { ptx::named_barrier_sync(1 + warpgroup, 256); }
+    // for every tile of the row block. With more tiles in shared memory they get out of step by themselves.
+    __device__ __forceinline__ void wait_turn() const {
+        if (Kernel::kTiling.in_turns) ptx::named_barrier_sync(1 + warpgroup, 256);
+    }
     __device__ __forceinline__ void pass_turn() const {
-        ptx::named_barrier_arrive(1 + (warpgroup + 1) % Shared::kWarpgroups, 256);
+        if (Kernel::kTiling.in_turns)
+            ptx::named_barrier_arrive(1 + (warpgroup + 1) % Shared::kWarpgroups, 256);
     }
 };
 

@@ -7,9 +7,11 @@
 #include "abi/kernel_info.h"
 #include "flash_fwd/consumer_sm90.cuh"
 #include "flash_fwd/producer_sm90.cuh"
+#include "flash_fwd/scheduler_sm90.cuh"
 #include "flash_fwd/traits_sm90.cuh"
 #include "ptx/launch_order.cuh"
 #include "ptx/register_budget.cuh"
+#include "ptx/tma.cuh"
 
 namespace flashcore {
 
@@ -36,8 +38,15 @@ struct FlashFwdSm90 {
 
     __device__ static void run(const Params& params) {
         const Shared shared;
-        if (threadIdx.x == 0) shared.initialise();
+        shared.initialise();
         __syncthreads();  // the mbarriers exist
+        constexpr int kLoadingWarp = 4 * TILING.warpgroups, kSchedulingWarp = kLoadingWarp + 1;
+        // by warps that have nothing else to do, while one finds out what to load: 0.2 us
+        if (threadIdx.x == 32 * (kLoadingWarp + 2)) {
+            ptx::tma_prefetch_map(&params.k_map);
+            ptx::tma_prefetch_map(&params.v_map);
+        }
+        if (threadIdx.x == 32 * (kLoadingWarp + 3)) ptx::tma_prefetch_map(&params.q_map);
         // here for both roles: the one reads lengths and tensors, the other sinks and score terms, and writes
         ptx::wait_for_prerequisites();
         // a block takes an SM, so the next kernel's blocks come as these end, however early this is
@@ -46,7 +55,8 @@ struct FlashFwdSm90 {
         const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
         if (warpgroup == TILING.warpgroups) {
             ptx::give_up_registers<kLoadingRegisters>();
-            if (threadIdx.x / 32 == 4 * TILING.warpgroups) ProducerSm90<FlashFwdSm90>(params, shared).run();
+            if (threadIdx.x / 32 == kLoadingWarp) ProducerSm90<FlashFwdSm90>(params, shared).run();
+            if (threadIdx.x / 32 == kSchedulingWarp) SchedulerSm90<FlashFwdSm90>(params, shared).run();
         } else {
             ptx::take_registers<kMultiplyingRegisters>();
             ConsumerSm90<FlashFwdSm90>(params, shared, warpgroup).run();

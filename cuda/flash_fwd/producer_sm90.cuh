@@ -23,31 +23,23 @@ struct ProducerSm90 {
         : params(params), shared(shared), first_lane(threadIdx.x % 32 == 0) {}
 
     __device__ void run() {
-        if (params.schedule.sequences)
-            load_tasks<PackedPlaces<BLOCK_Q>>();
-        else
-            load_tasks<Places<BLOCK_Q>>();
-        if (first_lane) shared.task(tasks) = {{}, 0, 0, 0, 0, -1};
-        load_q(false, 0, 0, 0, 0);
-    }
-
-  private:
-    template <typename Places>
-    __device__ __forceinline__ void load_tasks() {
         const FlashFwdParams& p = params.fwd;
-        for (Places places(params); places.exists(); places.advance()) {
-            const typename Kernel::Block block(p, places.place());
-            int tile = block.tiles(0, BLOCK_Q).end - 1;
-            if (first_lane) shared.task(tasks) = block.task(tile + 1);
-            const bool packed = p.sequences.cu_seqlens_q != nullptr;
-            const int batch = packed ? 0 : block.place.batch, head_kv = divide(block.place.head, p.group);
-            int first_key = block.rows.first_k + tile * BLOCK_KV;
+        const bool packed = p.sequences.cu_seqlens_q != nullptr;
+        for (;; ++tasks) {
+            ptx::mbarrier_wait(shared.task_full(tasks), tasks / Shared::kTasks & 1);
+            const Task task = shared.task(tasks);
+            __syncwarp();
+            if (first_lane) ptx::mbarrier_arrive(shared.task_empty(tasks));
+            int tile = task.end - 1;
+            const int batch = packed ? 0 : task.place.batch, head_kv = divide(task.place.head, p.group);
+            int first_key = task.first_k + tile * BLOCK_KV;
             if (tile >= 0) load_k(first_key, head_kv, batch);
-            load_q(tile >= 0, block.rows.first_q + block.place.first_row, block.place.head, batch,
-                   packed ? block.rows.seqlen_q - block.place.first_row : BLOCK_Q);
+            load_q(tile >= 0, task.first_q + task.place.first_row, task.place.head, batch,
+                   packed ? task.seqlen_q - task.place.first_row : BLOCK_Q);
+            if (task.end < 0) break;
             if (tile < 0) continue;
             // rows past a sequence's end are in memory where its length is: else the tensor map knows the end
-            const int keys = block.rows.seqlen_k - tile * BLOCK_KV;
+            const int keys = task.seqlen_k - tile * BLOCK_KV;
             if (keys < BLOCK_KV && (packed || p.sequences.seqused_k != nullptr))
                 load_v_tail(first_key, head_kv, batch, keys);
             else
@@ -63,22 +55,24 @@ struct ProducerSm90 {
         }
     }
 
+  private:
     // Q of a task, and the sign that there is one: also where it needs no Q. Only `rows` are the sequence's: scores of others
     // would have a part in when a warp moves its origins, and so in the bits of these.
-    __device__ void load_q(bool needed, int first_row, int head, int batch, int rows) {
+    __device__ __forceinline__ void load_q(bool needed, int first_row, int head, int batch, int rows) {
+        const int buffer = tasks % Shared::kQBuffers;
 #pragma unroll 1
         for (int i = 0; i < Shared::kWarpgroups; ++i) {
-            if (first_lane) ptx::mbarrier_wait(shared.q_empty(i), tasks & 1 ^ 1);
+            if (first_lane) ptx::mbarrier_wait(shared.q_empty(i, buffer), tasks / Shared::kQBuffers & 1 ^ 1);
             const int row = first_row + 64 * i, own = rows - 64 * i;
-            if (needed && own < 64)
-                load_tail(shared.q(i), Shared::kQTileBytes, params.q_map, shared.q_full(i), row, head, batch,
-                          max(own, 0));
-            else if (first_lane && needed)
-                copy(shared.q(i), Shared::kQTileBytes, params.q_map, shared.q_full(i), row, head, batch);
+            if (needed && own > 0 && own < 64)
+                load_tail(shared.q(i, buffer), Shared::kQTileBytes, params.q_map, shared.q_full(i, buffer),
+                          row, head, batch, own);
+            else if (first_lane && needed && own > 0)
+                copy(shared.q(i, buffer), Shared::kQTileBytes, params.q_map, shared.q_full(i, buffer), row,
+                     head, batch);
             else if (first_lane)
-                ptx::mbarrier_arrive(shared.q_full(i));
+                ptx::mbarrier_arrive(shared.q_full(i, buffer));
         }
-        ++tasks;
     }
 
     // A tile of shared memory for every 64 columns.

@@ -27,12 +27,15 @@ struct SharedSm90 {
     static constexpr int kQTileBytes = 64 * 128, kQBytes = kColTiles * kQTileBytes;  // of a warpgroup
     static constexpr int kTileBytes = TILING.keys * 128, kStageBytes = kColTiles * kTileBytes;
     static constexpr int kOutputBytes = 16 * 128;  // of a warp
-    static constexpr int kTasks = 4;
-    static constexpr int kKAt = kWarpgroups * kQBytes, kVAt = kKAt + kStages * kStageBytes,
+    static constexpr int kQBuffers = TILING.q_buffers, kTasks = 4;
+    static constexpr int kKAt = kQBuffers * kWarpgroups * kQBytes, kVAt = kKAt + kStages * kStageBytes,
                          kOutputAt = kVAt + kStages * kStageBytes,
                          kTasksAt = kOutputAt + 4 * kWarpgroups * kOutputBytes,
                          kBarriersAt = kTasksAt + kTasks * int(sizeof(Task));
-    static constexpr int kBytes = kBarriersAt + 8 * (2 * kWarpgroups + 4 * kStages + 1);
+    static constexpr int kSigns =
+        kQBuffers * kWarpgroups + 2 * kStages + kTasks + 1;  // that a buffer is full
+    static constexpr int kBarriers = 2 * kSigns - 1;
+    static constexpr int kBytes = kBarriersAt + 8 * kBarriers;
     static_assert(kBytes <= 227 * 1024);
     static_assert(TILING.keys % 8 == 0, "tiles begin at whole atoms of the swizzle");
 
@@ -41,40 +44,43 @@ struct SharedSm90 {
 
     __device__ SharedSm90() : memory(ptx::swizzled_shared_memory()), base(ptx::shared_address(memory)) {}
 
-    __device__ uint32_t q(int warpgroup) const { return base + warpgroup * kQBytes; }
+    __device__ uint32_t q(int warpgroup, int buffer) const {
+        return base + (buffer * kWarpgroups + warpgroup) * kQBytes;
+    }
     __device__ uint32_t k(int stage) const { return base + kKAt + stage * kStageBytes; }
     __device__ uint32_t v(int stage) const { return base + kVAt + stage * kStageBytes; }
     __device__ uint32_t output(int warp) const { return base + kOutputAt + warp * kOutputBytes; }
-    // What the producer says of the n-th row block, for which q_full is the sign. With four of them none is written anew before
-    // every warpgroup has given back Q of the second next, and so has stored O of this one.
+    // The n-th row block, by the scheduler. Warps that multiply give it back once they have stored O of it.
     __device__ Task& task(int n) const { return reinterpret_cast<Task*>(memory + kTasksAt)[n % kTasks]; }
 
-    __device__ uint32_t q_full(int warpgroup) const { return barrier(warpgroup); }
-    __device__ uint32_t q_empty(int warpgroup) const { return barrier(kWarpgroups + warpgroup); }
-    __device__ uint32_t k_full(int stage) const { return barrier(2 * kWarpgroups + stage); }
-    __device__ uint32_t k_empty(int stage) const { return barrier(2 * kWarpgroups + kStages + stage); }
-    __device__ uint32_t v_full(int stage) const { return barrier(2 * kWarpgroups + 2 * kStages + stage); }
-    __device__ uint32_t v_empty(int stage) const { return barrier(2 * kWarpgroups + 3 * kStages + stage); }
-    // Of a copy of V whose last rows the producer has to make zero.
-    __device__ uint32_t landed() const { return barrier(2 * kWarpgroups + 4 * kStages); }
+    __device__ uint32_t q_full(int warpgroup, int buffer) const {
+        return barrier(buffer * kWarpgroups + warpgroup);
+    }
+    __device__ uint32_t k_full(int stage) const { return barrier(kKSign + stage); }
+    __device__ uint32_t v_full(int stage) const { return barrier(kVSign + stage); }
+    __device__ uint32_t task_full(int n) const { return barrier(kTaskSign + n % kTasks); }
+    // Of a copy of which the producer has to make the last rows zero.
+    __device__ uint32_t landed() const { return barrier(kSigns - 1); }
+    __device__ uint32_t q_empty(int warpgroup, int buffer) const {
+        return q_full(warpgroup, buffer) + 8 * kSigns;
+    }
+    __device__ uint32_t k_empty(int stage) const { return k_full(stage) + 8 * kSigns; }
+    __device__ uint32_t v_empty(int stage) const { return v_full(stage) + 8 * kSigns; }
+    __device__ uint32_t task_empty(int n) const { return task_full(n) + 8 * kSigns; }
 
-    // By one thread. Each warp that multiplies says for itself that it has read a buffer.
+    // By all threads. Each warp that multiplies says for itself that it has read a buffer.
     __device__ void initialise() const {
-        for (int i = 0; i < kWarpgroups; ++i) {
-            ptx::mbarrier_init(q_full(i), 1);
-            ptx::mbarrier_init(q_empty(i), 4);
-        }
-        for (int i = 0; i < kStages; ++i) {
-            ptx::mbarrier_init(k_full(i), 1);
-            ptx::mbarrier_init(v_full(i), 1);
-            ptx::mbarrier_init(k_empty(i), 4 * kWarpgroups);
-            ptx::mbarrier_init(v_empty(i), 4 * kWarpgroups);
-        }
-        ptx::mbarrier_init(landed(), 1);
+        const int i = threadIdx.x, empty = i - kSigns;
+        if (i >= kBarriers) return;
+        const int warps = empty < kKSign ? 4 : empty < kTaskSign ? 4 * kWarpgroups : 4 * kWarpgroups + 1;
+        ptx::mbarrier_init(barrier(i), empty < 0 ? 1 : warps);
         ptx::mbarrier_init_fence();
     }
 
   private:
+    static constexpr int kKSign = kQBuffers * kWarpgroups, kVSign = kKSign + kStages,
+                         kTaskSign = kVSign + kStages;
+
     __device__ uint32_t barrier(int i) const { return base + kBarriersAt + 8 * i; }
 };
 

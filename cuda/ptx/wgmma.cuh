@@ -94,6 +94,8 @@ struct Wgmma;
 // clang-format off
 FLASHCORE_WGMMA_TYPES(64, "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " FLASHCORE_TEN(1) ", " FLASHCORE_TEN(2) ", %30, %31",
                       "%32", "%33", "%34", "%35", "%36", "%37", FLASHCORE_D8(0))
+FLASHCORE_WGMMA_TYPES(80, FLASHCORE_40, "%40", "%41", "%42", "%43", "%44", "%45",
+                      FLASHCORE_D8(0), FLASHCORE_D1(8), FLASHCORE_D1(9))
 FLASHCORE_WGMMA_TYPES(96, FLASHCORE_40 ", %40, %41, %42, %43, %44, %45, %46, %47",
                       "%48", "%49", "%50", "%51", "%52", "%53", FLASHCORE_D8(0), FLASHCORE_D4(8))
 FLASHCORE_WGMMA_TYPES(128, FLASHCORE_40 ", " FLASHCORE_TEN(4) ", " FLASHCORE_TEN(5) ", %60, %61, %62, %63",

@@ -80,6 +80,6 @@ def work_of(what: str, causal: bool, dtype: str, arch: int, gpu: Gpu) -> Work:
     head_dim = int(spec.size[1:]) if spec.size.startswith("d") else 64
     if spec.family.startswith("flash_fwd") and spec.family not in ONE_LENGTH:
         heads = max(2048 // head_dim, 1)
-        return Work(spec, Shape(4, heads, heads, 4096, 4096, head_dim), spec.family.endswith("_causal"))
+        return Work(spec, Shape(4, heads, heads, 4096, 4096, head_dim), "_causal" in spec.family)
     seqlen_k = 2048 if spec.size == "w8" else 512
     return Work(spec, Shape(1, 8, 8, 512, seqlen_k, head_dim), False)
