@@ -38,15 +38,8 @@ struct FlashFwdSm90 {
 
     __device__ static void run(const Params& params) {
         const Shared shared;
-        shared.initialise();
+        if (threadIdx.x == 0) shared.initialise();
         __syncthreads();  // the mbarriers exist
-        constexpr int kLoadingWarp = 4 * TILING.warpgroups, kSchedulingWarp = kLoadingWarp + 1;
-        // by warps that have nothing else to do, while one finds out what to load: 0.2 us
-        if (threadIdx.x == 32 * (kLoadingWarp + 2)) {
-            ptx::tma_prefetch_map(&params.k_map);
-            ptx::tma_prefetch_map(&params.v_map);
-        }
-        if (threadIdx.x == 32 * (kLoadingWarp + 3)) ptx::tma_prefetch_map(&params.q_map);
         // here for both roles: the one reads lengths and tensors, the other sinks and score terms, and writes
         ptx::wait_for_prerequisites();
         // a block takes an SM, so the next kernel's blocks come as these end, however early this is
@@ -55,8 +48,12 @@ struct FlashFwdSm90 {
         const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
         if (warpgroup == TILING.warpgroups) {
             ptx::give_up_registers<kLoadingRegisters>();
-            if (threadIdx.x / 32 == kLoadingWarp) ProducerSm90<FlashFwdSm90>(params, shared).run();
-            if (threadIdx.x / 32 == kSchedulingWarp) SchedulerSm90<FlashFwdSm90>(params, shared).run();
+            const int warp = threadIdx.x / 32 - 4 * TILING.warpgroups;
+            // while the scheduler finds out what to load: 0.2 us
+            if (warp == 2) ptx::tma_prefetch_map(&params.k_map);
+            if (warp == 3) ptx::tma_prefetch_map(&params.q_map);
+            if (warp == 0) ProducerSm90<FlashFwdSm90>(params, shared).run();
+            if (warp == 1) SchedulerSm90<FlashFwdSm90>(params, shared).run();
         } else {
             ptx::take_registers<kMultiplyingRegisters>();
             ConsumerSm90<FlashFwdSm90>(params, shared, warpgroup).run();

@@ -68,12 +68,15 @@ struct SharedSm90 {
     __device__ uint32_t v_empty(int stage) const { return v_full(stage) + 8 * kSigns; }
     __device__ uint32_t task_empty(int n) const { return task_full(n) + 8 * kSigns; }
 
-    // By all threads. Each warp that multiplies says for itself that it has read a buffer.
+    // By one thread: lanes of a warp would fence one after the other, 90 cycles each. Each warp that multiplies says for
+    // itself that it has read a buffer.
     __device__ void initialise() const {
-        const int i = threadIdx.x, empty = i - kSigns;
-        if (i >= kBarriers) return;
-        const int warps = empty < kKSign ? 4 : empty < kTaskSign ? 4 * kWarpgroups : 4 * kWarpgroups + 1;
-        ptx::mbarrier_init(barrier(i), empty < 0 ? 1 : warps);
+#pragma unroll
+        for (int i = 0; i < kBarriers; ++i) {
+            const int empty = i - kSigns;
+            const int warps = empty < kKSign ? 4 : empty < kTaskSign ? 4 * kWarpgroups : 4 * kWarpgroups + 1;
+            ptx::mbarrier_init(barrier(i), empty < 0 ? 1 : warps);
+        }
         ptx::mbarrier_init_fence();
     }
 
