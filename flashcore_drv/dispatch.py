@@ -116,6 +116,8 @@ def _narrow(problem: Problem) -> bool:
     """
     size = _size(problem, catalog.FLASH_HEAD_DIMS)
     known = problem.one_length and not problem.sinks and not problem.scored and (problem.causal or not problem.windowed)
+    if problem.batch_invariant:  # packed or not, a sequence has one kernel
+        return False
     return size < min(catalog.TMA_HEAD_DIMS) and known and _plain(problem, size)
 
 

@@ -104,7 +104,7 @@ class Work(NamedTuple):
 _KEYS_OF_A_BLOCK = 128
 
 
-def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: int) -> Work:
+def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: int, tile_keys: int = 1) -> Work:
     """What the SM with most work makes.
 
     Parameters
@@ -117,6 +117,8 @@ def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: i
         Of a block of rows.
     at_once : int
         Blocks that the GPU holds.
+    tile_keys : int
+        Keys of a tile, which is always whole.
     """
     row_blocks = -(-problem.seqlen_q // tile_rows)
     some = min(row_blocks, _MANY_TILES)  # of very many, every n-th
@@ -125,6 +127,7 @@ def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: i
     keys = np.full(some, problem.seqlen_k)
     if problem.causal:
         keys = np.maximum(ends + problem.seqlen_k - problem.seqlen_q, 0)
+    keys = -(-keys // tile_keys) * tile_keys
     warpgroups = -(-(ends - (numbers - 1) * tile_rows) // ROWS_OF_A_WARPGROUP)
     tiles = np.stack([np.ones(some), keys, keys * warpgroups * ROWS_OF_A_WARPGROUP / tile_rows])[:, ::-1]
     if schedule.paired:

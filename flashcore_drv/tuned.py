@@ -89,7 +89,7 @@ class WaveCost:
         """Of the problem, without what a launch costs, in the unit of the constants."""
         if self.persistent:
             schedule = tile_schedule(problem, self.rows, multiprocessors, _HOPPER_L2)
-            work = busiest(problem, schedule, self.rows, multiprocessors)
+            work = busiest(problem, schedule, self.rows, multiprocessors, self.keys)
             each = self.start_each * work.blocks + self.key * work.keys + self.key_each * work.shares
             return self.start + each
         full, last = self.waves(problem, multiprocessors)

@@ -14,7 +14,8 @@ from strategies import aligned_storages
 from support import start_emulator
 
 import flashcore_drv as fc
-from flashcore_drv import catalog, reference
+from flashcore_drv import catalog, reference, tuned
+from flashcore_drv.catalog import TMA_VARIANTS
 from flashcore_drv.dtypes import BF16, F16, F32
 from flashcore_drv.runtime import Device, is_emulated
 
@@ -47,14 +48,18 @@ def computed(q, k, v, dtype, **options):
     return out, lse
 
 
-@HEAD_DIM
-@CAUSAL
+@pytest.mark.parametrize(
+    ("family", "head_dim"),
+    [(f, d) for f, (variant, _, sizes) in TMA_VARIANTS.items() if variant in ("Full", "Causal") for d in sizes],
+)
 @pytest.mark.parametrize("lengths", [(200, 70), (210, 330)], ids=str)
-def test_row_blocks_one_after_the_other(few_sms, head_dim, causal, lengths) -> None:
+def test_row_blocks_one_after_the_other(few_sms, monkeypatch, family, head_dim, lengths) -> None:
     """A grid of one block, or of one for each row block, gives the same bits.
 
     No row block or tile is whole for all warpgroups, and some rows see nothing.
     """
+    monkeypatch.setattr(tuned, "fastest", lambda *_: family)
+    causal = "_causal" in family
     dtype = BF16 if causal else F16
     shapes = (1, 2, lengths[0], head_dim), *[(1, 1, lengths[1], head_dim)] * 2
     q, k, v = (normal(i, *shape, dtype=dtype) for i, shape in enumerate(shapes))
@@ -115,7 +120,7 @@ def test_packed_sequences_share_a_grid(few_sms, causal, sms) -> None:
     lengths_k = [9, 0, 150, 0, 230] + [7] * 40 + [30, 0, 1]
     starts_q, starts_k = (np.cumsum([0, *x], dtype=np.int32) for x in (lengths_q, lengths_k))
     q, k, v = (normal(i, int(n[-1]), h, 64) for i, (n, h) in enumerate(((starts_q, 2), (starts_k, 1), (starts_k, 1))))
-    options = {"causal": causal, "return_lse": True, "impl": "flash_sm90"}
+    options = {"causal": causal, "return_lse": True, "impl": "flash_sm90", "batch_invariant": True}
     out, lse = fc.attention_varlen(q, k, v, starts_q, starts_k, 200, 230, **options)
     for n in np.flatnonzero(lengths_q):
         rows, keys = (slice(x[n], x[n + 1]) for x in (starts_q, starts_k))

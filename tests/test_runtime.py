@@ -551,6 +551,22 @@ def test_an_error_ends_a_capture(device) -> None:
         assert not array.to_numpy(stream=stream).any()
 
 
+def test_what_is_dropped_in_a_capture_does_not_end_it(device) -> None:
+    """Nor is it freed at every replay. The README's second capture takes the name of the first one's graph."""
+    array = DeviceArray.from_numpy(np.zeros(8, np.uint8), device)
+    with Stream(device) as stream:
+        dropped = [DeviceArray.empty((8,), np.uint8, device, where) for where in (stream, None)]
+        stream.synchronize()
+        for value in (5, 6):
+            with Graph.capture(stream) as graph:  # drops the one before
+                array.fill_bytes(value, stream)
+                dropped.clear()
+                gc.collect()
+            for _ in range(2):
+                graph.replay(stream)
+            assert (array.to_numpy(stream=stream) == value).all()
+
+
 def test_what_cannot_be_captured_says_so(device) -> None:
     with Stream(device) as stream, pytest.raises(DriverError) as refusal, Graph.capture(stream):
         stream.synchronize()

@@ -19,7 +19,7 @@ from flashcore_drv.problem import UNBOUNDED, Problem
 from flashcore_drv.tuned import GpuModel, WaveCost
 
 TABLES = sorted(p for p in tuned.FOLDER.glob("*.json") if p.stem != "kernels")
-WORST, WORST_ELSEWHERE = 1.10, 1.25  # of the time of the best kernel that is built; on problems that were not fitted
+WORST, WORST_ELSEWHERE = 1.20, 1.20  # of the time of the best kernel that is built; on problems that were not fitted
 DTYPES = {s.dtype.name: s.dtype for s in catalog.CATALOG}
 
 
@@ -268,7 +268,7 @@ def test_a_table_says_where_it_is_from(path) -> None:
 @pytest.mark.parametrize("which", ["table", "model"])
 @pytest.mark.parametrize(("path", "rows"), MEASURED)
 def test_no_choice_takes_much_longer_than_the_best_kernel(path, rows, which) -> None:
-    """A tenth where it was fitted, a quarter elsewhere, and on average nothing that could be measured."""
+    """A fifth at most, and on average nothing that could be measured."""
     table = table_of(path)
     worst = WORST if rows == table["measured"]["choice"] else WORST_ELSEWHERE
     gpu = GpuModel(table["gpu"] if which == "table" else "", table["conditions"]["multiprocessors"])

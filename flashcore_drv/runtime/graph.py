@@ -11,7 +11,7 @@ import numpy as np
 
 from . import driver
 from .device import Device
-from .errors import HandleError
+from .errors import DriverError, HandleError
 from .hostmemory import words_at
 from .module import Launch
 from .stream import DEFAULT_STREAMS, Stream, from_collector
@@ -202,7 +202,12 @@ class Capture:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._stream.device.active():
-            recorded = driver.call("cuStreamEndCapture", self._stream.handle)
+            try:
+                recorded = driver.call("cuStreamEndCapture", self._stream.handle)
+            except DriverError:
+                if kind is None:
+                    raise
+                return  # the error on its way says why
             if kind is None:
                 self._graph._recorded_as(recorded)
             else:

@@ -12,18 +12,23 @@ import numpy.typing as npt
 from . import dlpack, driver
 from .device import Device
 from .errors import HandleError
-from .stream import Event, Stream, from_collector
+from .stream import DEFAULT_STREAMS, Event, Stream, from_collector
 
 
 def _release(device: Device, address: int, stream: Stream | None) -> None:
     with device.active():
-        if stream is None:
+        if stream is None or (stream.lasting and _is_captured(stream)):  # a node would free it at every replay
             driver.call("cuMemFree", address)
         elif stream.lasting:
             driver.call("cuMemFreeAsync", address, stream.handle)
         else:
             driver.call("cuCtxSynchronize")
             driver.call("cuMemFreeAsync", address, 0)
+
+
+def _is_captured(stream: Stream) -> bool:
+    none = driver.module().CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+    return stream.raw not in DEFAULT_STREAMS and driver.call("cuStreamIsCapturing", stream.handle) != none
 
 
 class Buffer:

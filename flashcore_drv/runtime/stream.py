@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import driver
@@ -16,11 +17,25 @@ DEFAULT_STREAMS = (0, 1, 2)
 
 
 def from_collector(release: Callable[..., None], *args: Any) -> None:
-    """Give a resource back for the garbage collector: it warns, for there is nobody to raise to, and goes on."""
+    """Give a resource back for the garbage collector: it warns, for there is nobody to raise to, and goes on.
+
+    A capture of this thread, in whose middle the collector may come, is not to end by it.
+    """
     try:
-        release(*args)
+        with _outside_of_captures():
+            release(*args)
     except Exception as error:
         warnings.warn(f"not given back to the driver: {error}", ResourceWarning, stacklevel=2)
+
+
+@contextlib.contextmanager
+def _outside_of_captures() -> Iterator[None]:
+    mode = driver.module().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = driver.call("cuThreadExchangeStreamCaptureMode", mode)
+    try:
+        yield
+    finally:
+        driver.call("cuThreadExchangeStreamCaptureMode", before)
 
 
 def _destroy(device: Device, handle: int) -> None:

@@ -84,18 +84,21 @@ PROBLEMS = {
         (1, 1, 1, 33, 300, 0, 56, False, 16),
     ],
 }
-# Warpgroups of a row block that need fewer tiles than others, or none; row blocks of one tile; more tiles than stages.
+# Warpgroups of a row block that need fewer tiles than others, or none; row blocks of one tile; more tiles than stages; more
+# row blocks of a block than tasks that it keeps.
 PROBLEMS["flash_fwd_tma"] = [
     (1, 1, 1, 9, 67, 0, 64, False),
     (2, 2, 1, 200, 300, 8, 64, False),
     (1, 2, 2, 33, 500, 0, 64, False, 4),
+    (1, 12, 12, 20, 70, 0, 64, False),
 ]
 PROBLEMS["flash_fwd_tma_causal"] = [
     (1, 1, 1, 9, 67, 0, 64, True),
     (1, 3, 1, 400, 400, 8, 64, True),
     (1, 2, 2, 300, 90, 0, 64, True),
 ]
-HOPPER = ("flash_fwd_tma", "flash_fwd_tma_causal")
+PROBLEMS["flash_fwd_tma_causal_few"] = PROBLEMS["flash_fwd_tma_causal"]
+HOPPER = ("flash_fwd_tma", "flash_fwd_tma_causal", "flash_fwd_tma_causal_few")
 """Families for Hopper's own instructions."""
 PROBLEMS["attention_merge"] = [
     (2, 2, 2, 37, 1, 0, 64, False),
@@ -396,6 +399,7 @@ CASES: dict[str, Callable[[str, Problem, np.random.Generator], Outputs]] = {
     "flash_fwd_causal": flash,
     "flash_fwd_tma": flash,
     "flash_fwd_tma_causal": flash,
+    "flash_fwd_tma_causal_few": flash,
     "flash_fwd_paired": flash,
     "flash_fwd_causal_paired": flash,
     "flash_fwd_small": flash,

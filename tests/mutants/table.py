@@ -23,6 +23,7 @@ WINDOW192 = "flash_fwd_window_bf16_d192_sm89"
 MERGE = "attention_merge_f16_r32_sm89"
 TMA, TMA_CAUSAL = "flash_fwd_tma_f16_d64_sm90a", "flash_fwd_tma_causal_bf16_d128_sm90a"
 TMA_CAUSAL64 = "flash_fwd_tma_causal_f16_d64_sm90a"
+TMA_FEW = "flash_fwd_tma_causal_few_f16_d64_sm90a"
 
 MATRIX, QK_SOURCE = "attention/matrix.cuh", "unfused/qk_wmma.cuh"
 SOFTMAX_SOURCE, PV_SOURCE = "unfused/softmax.cuh", "unfused/pv_wmma.cuh"
@@ -35,7 +36,7 @@ SCORES, BIAS, TANH = "attention/scores.cuh", "attention/bias.cuh", "attention/ta
 MERGE_SOURCE = "flash_fwd/merge.cuh"
 PRODUCER, CONSUMER, EPILOGUE = (f"flash_fwd/{x}_sm90.cuh" for x in ("producer", "consumer", "epilogue"))
 STAGES, ROW_BLOCKS, WGMMA = "flash_fwd/stages_sm90.cuh", "flash_fwd/row_blocks.cuh", "ptx/wgmma.cuh"
-ROLES = "flash_fwd/flash_fwd_sm90.cuh"
+ROLES, SCHEDULER = "flash_fwd/flash_fwd_sm90.cuh", "flash_fwd/scheduler_sm90.cuh"
 
 
 @dataclass(frozen=True)
@@ -561,11 +562,18 @@ MUTANTS: list[Mutant] = [
         ("K is copied over a tile in use", "ptx::mbarrier_wait(shared.k_empty(ring.stage), ring.parity ^ 1);", ""),
         ("V is copied over a tile in use", "ptx::mbarrier_wait(shared.v_empty(ring.stage), ring.parity ^ 1);", "", "0"),
         ("an empty stage has the parity of a full one", "shared.k_empty(ring.stage), ring.parity ^ 1)", "shared.k_empty(ring.stage), ring.parity)"),
-        ("Q is copied over rows in use", "if (first_lane) ptx::mbarrier_wait(shared.q_empty(i), tasks & 1 ^ 1);", ""),
+        ("Q is copied over rows in use", "if (first_lane) ptx::mbarrier_wait(shared.q_empty(i, buffer), tasks / Shared::kQBuffers & 1 ^ 1);", ""),
         ("all warpgroups have the first one's rows", "first_row + 64 * i", "first_row"),
-        ("every query head has keys of its own", "divide(block.place.head, p.group)", "block.place.head"),
-        ("packed sequences are batches", "packed ? 0 : block.place.batch", "block.place.batch"),
+        ("every query head has keys of its own", "divide(task.place.head, p.group)", "task.place.head"),
+        ("packed sequences are batches", "packed ? 0 : task.place.batch", "task.place.batch"),
         ("zeros are not fenced before wgmma reads them", "ptx::fence_proxy_async();", ""),
+        ("a task is not waited for", "ptx::mbarrier_wait(shared.task_full(tasks), tasks / Shared::kTasks & 1);", ""),
+    ),
+    *_of(
+        SCHEDULER,
+        TMA,
+        ("a task is written over the one in use", "ptx::mbarrier_wait(shared.task_empty(tasks), tasks / Shared::kTasks & 1 ^ 1);", ""),
+        ("there is no last task", "publish({{}, 0, 0, 0, 0, -1});", ""),
     ),
     *_of(
         ROLES,
@@ -588,12 +596,13 @@ MUTANTS: list[Mutant] = [
         ("S is used before it is there", "ptx::wgmma_wait<BEFORE == Before::kNothing ? 0 : 1>();", ""),
         ("O is used before it is there", "ptx::wgmma_wait<0>();", ""),
         ("K is never given back", "give_back(shared.k_empty(at.stage));", ""),
-        ("Q is never given back", "if (tile == 0) give_back(shared.q_empty(warpgroup));", ""),
+        ("Q is never given back", "if (tile == 0) give_back(shared.q_empty(warpgroup, q_buffer));", ""),
         ("K is multiplied before it is there", "ptx::mbarrier_wait(shared.k_full(at.stage), at.parity);", ""),
         ("V is multiplied before it is there", "ptx::mbarrier_wait(shared.v_full(ring.stage), ring.parity);", "", "0"),
         ("the last tile has no mask", "tile >= own.masked ||", "tile > own.masked ||"),
         ("a row block begins with the sums of another", "if (BEFORE != Before::kSameRows) softmax = OnlineSoftmax<1>();", ""),
-        ("the last row block is not finished", "if (pending) finish(shared.task(n - 1));", "", "1"),
+        ("the last row block is not finished", "if (pending) finish(shared.task(n - 1));", ""),
+        ("a task is never given back", "give_back(shared.task_empty(n - 1));", "", "0"),
         ("all warpgroups wait for one turn", "named_barrier_sync(1 + warpgroup, 256)", "named_barrier_sync(1, 256)"),
     ),
     *_of(
@@ -602,6 +611,10 @@ MUTANTS: list[Mutant] = [
         ("a tile that is skipped stays full", "give_back(shared.v_empty(ring.stage));", "", "1"),
         ("rows without keys have a first tile", "own.end == task.end && own.end > 0", "own.end == task.end"),
         ("keys that are skipped stay full", "give_back(shared.k_empty(ring.stage));", ""),
+    ),
+    *_of(
+        CONSUMER,
+        TMA_FEW,
         ("half a tile is left out that is seen", "own.keys <= tile * BLOCK_KV + kHalf", "own.keys <= tile * BLOCK_KV + kHalf + 8"),
         ("P of what is left out is that of another tile", "P[j][0][e] = 0;", ";"),
     ),
@@ -625,8 +638,8 @@ MUTANTS: list[Mutant] = [
     *_of(
         STAGES,
         TMA,
-        ("a task is written over the one in use", "kTasks = 4", "kTasks = 1"),
-        ("one warp gives a stage back for all", "ptx::mbarrier_init(k_empty(i), 4 * kWarpgroups)", "ptx::mbarrier_init(k_empty(i), kWarpgroups)"),
+        ("one task at a time", "kTasks = 4", "kTasks = 1"),
+        ("one warp gives a stage back for all", "empty < kTaskSign ? 4 * kWarpgroups", "empty < kTaskSign ? kWarpgroups"),
     ),
     *_of(
         WGMMA,

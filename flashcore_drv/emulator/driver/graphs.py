@@ -26,7 +26,7 @@ from .errors import fail
 from .graph import Capture, Executable, Graph, Node
 from .launch import Launch, launch_of_node
 from .process import Process, api, integer, process, unsigned
-from .queue import Operation, enqueue
+from .queue import Operation, enqueue, forbid_in_capture
 from .queue import stream_of as resolve_stream
 
 _captures = itertools.count(1)
@@ -211,8 +211,9 @@ def cuGraphInstantiate(hGraph: Any, flags: Any) -> CUgraphExec:
 
 @api(context=False)
 def cuGraphExecDestroy(hGraphExec: Any) -> None:
-    """Destroy an executable graph; launches that are queued still run."""
+    """Destroy an executable graph; launches that are queued still run. A capture in this thread ends by it."""
     state = process()
+    forbid_in_capture(state)
     state.forget(state.resolve(hGraphExec, Executable, "INVALID_VALUE"))
 
 
