@@ -98,7 +98,14 @@ class Work(NamedTuple):
     @property
     def as_keys(self) -> float:
         """A block of rows takes a tile of keys beside its own, and a tile a third of its time without any rows."""
-        return _KEYS_OF_A_BLOCK * self.blocks + (self.keys + 2 * self.shares) / 3
+        return float(_as_keys(np.array(self)))
+
+
+def _as_keys(work: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of [3] or [3, many], the members of Work."""
+    blocks, keys, shares = work
+    as_keys: npt.NDArray[np.float64] = _KEYS_OF_A_BLOCK * blocks + (keys + 2 * shares) / 3
+    return as_keys
 
 
 _KEYS_OF_A_BLOCK = 128
@@ -143,7 +150,7 @@ def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: i
         tiles = np.repeat(tiles, schedule.inner, 1)
     tiles = np.tile(tiles, schedule.tiles // tiles.shape[1])
     dealt = _to_the_free(tiles, at_once) if free else _back_and_forth(tiles, schedule.blocks)
-    most = int(Work(*dealt).as_keys.argmax())
+    most = int(_as_keys(dealt).argmax())
     return Work(*map(float, dealt[:, most]))
 
 
@@ -157,7 +164,8 @@ def _back_and_forth(tiles: npt.NDArray[np.float64], blocks: int) -> npt.NDArray[
     dealt[:, : tiles.shape[1]] = tiles
     dealt = dealt.reshape(len(tiles), rounds, blocks)
     dealt[:, 1::2] = dealt[:, 1::2, ::-1]
-    return dealt.sum(1)
+    loads: npt.NDArray[np.float64] = dealt.sum(1)
+    return loads
 
 
 def _to_the_free(tiles: npt.NDArray[np.float64], at_once: int) -> npt.NDArray[np.float64]:
@@ -165,7 +173,7 @@ def _to_the_free(tiles: npt.NDArray[np.float64], at_once: int) -> npt.NDArray[np
     dealt = np.zeros((len(tiles), at_once))
     for first in range(0, tiles.shape[1], at_once):
         some = tiles[:, first : first + at_once]
-        dealt[:, np.argsort(Work(*dealt).as_keys, kind="stable")[: some.shape[1]]] += some
+        dealt[:, np.argsort(_as_keys(dealt), kind="stable")[: some.shape[1]]] += some
     return dealt
 
 

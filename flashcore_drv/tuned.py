@@ -152,7 +152,9 @@ def fastest(family: str, head_dim: int, problem: Problem, arch: int, gpu: Gpu, b
     if len(families) == 1:
         return family
     costs = _costs(family, head_dim, arch, gpu)
-    return min(sorted(costs.keys() - {besides}), key=lambda f: costs[f].time(problem, gpu.multiprocessors), default=family)
+    return min(
+        sorted(costs.keys() - {besides}), key=lambda f: costs[f].time(problem, gpu.multiprocessors), default=family
+    )
 
 
 def file_name(gpu_name: str) -> str:

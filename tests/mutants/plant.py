@@ -84,8 +84,8 @@ PROBLEMS = {
         (1, 1, 1, 33, 300, 0, 56, False, 16),
     ],
 }
-# Warpgroups of a row block that need fewer tiles than others, or none; row blocks of one tile; more tiles than stages; more
-# row blocks of a block than tasks that it keeps.
+# Warpgroups of a row block that need fewer tiles than others, or none; row blocks of one tile; more tiles than stages;
+# more row blocks of a block than tasks that it keeps.
 PROBLEMS["flash_fwd_tma"] = [
     (1, 1, 1, 9, 67, 0, 64, False),
     (2, 2, 1, 200, 300, 8, 64, False),
