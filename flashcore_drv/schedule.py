@@ -143,9 +143,8 @@ def busiest(problem: Problem, schedule: TileSchedule, tile_rows: int, at_once: i
         tiles = (tiles + second)[:, : -(-some // 2)]
     free = schedule.blocks > at_once  # given to whoever is free
     if schedule.tiles > (_MANY_ROUNDS * at_once if free else _MANY_TILES):
-        share = max(1.0, schedule.tiles / at_once)
-        mean, longest = Work(*map(float, tiles.mean(1) * share)), Work(*map(float, tiles[:, 0]))
-        return max(mean, longest, key=lambda x: x.as_keys)
+        mean = tiles.mean(1) * schedule.tiles / at_once  # and the one that begins last ends half a tile later
+        return Work(*map(float, mean + tiles[:, 0] / 2))
     if schedule.heads_first:
         tiles = np.repeat(tiles, schedule.inner, 1)
     tiles = np.tile(tiles, schedule.tiles // tiles.shape[1])
