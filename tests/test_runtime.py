@@ -565,6 +565,11 @@ def test_what_is_dropped_in_a_capture_does_not_end_it(device) -> None:
             for _ in range(2):
                 graph.replay(stream)
             assert (array.to_numpy(stream=stream) == value).all()
+        with Graph.capture(stream) as last:
+            array.fill_bytes(7, stream)
+            graph.close()
+        last.replay(stream)
+        assert (array.to_numpy(stream=stream) == 7).all()
 
 
 def test_what_cannot_be_captured_says_so(device) -> None:

@@ -14,7 +14,7 @@ from .device import Device
 from .errors import DriverError, HandleError
 from .hostmemory import words_at
 from .module import Launch
-from .stream import DEFAULT_STREAMS, Stream, from_collector
+from .stream import DEFAULT_STREAMS, Stream, from_collector, outside_of_captures
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,6 @@ class Capture:
 
 
 def _destroy(device: Device, executable: Any, recorded: Any) -> None:
-    with device.active():
+    with outside_of_captures(), device.active():
         driver.call("cuGraphExecDestroy", executable)
         driver.call("cuGraphDestroy", recorded)

@@ -22,14 +22,15 @@ def from_collector(release: Callable[..., None], *args: Any) -> None:
     A capture of this thread, in whose middle the collector may come, is not to end by it.
     """
     try:
-        with _outside_of_captures():
+        with outside_of_captures():
             release(*args)
     except Exception as error:
         warnings.warn(f"not given back to the driver: {error}", ResourceWarning, stacklevel=2)
 
 
 @contextlib.contextmanager
-def _outside_of_captures() -> Iterator[None]:
+def outside_of_captures() -> Iterator[None]:
+    """What is called has no part in a capture of this thread, and does not end it: destroying a graph would (error 900)."""
     mode = driver.module().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     before = driver.call("cuThreadExchangeStreamCaptureMode", mode)
     try:
