@@ -30,7 +30,7 @@ def from_collector(release: Callable[..., None], *args: Any) -> None:
 
 @contextlib.contextmanager
 def outside_of_captures() -> Iterator[None]:
-    """What is called has no part in a capture of this thread, and does not end it: destroying a graph would (error 900)."""
+    """What is called has no part in a capture of this thread, and does not end it, as destroying a graph would."""
     mode = driver.module().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     before = driver.call("cuThreadExchangeStreamCaptureMode", mode)
     try:
