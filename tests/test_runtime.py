@@ -565,10 +565,14 @@ def test_what_is_dropped_in_a_capture_does_not_end_it(device) -> None:
             for _ in range(2):
                 graph.replay(stream)
             assert (array.to_numpy(stream=stream) == value).all()
+        freed = DeviceArray.empty((8,), np.uint8, device, stream)
+        stream.synchronize()
         with Graph.capture(stream) as last:
             array.fill_bytes(7, stream)
             graph.close()
-        last.replay(stream)
+            freed.free()
+        for _ in range(2):
+            last.replay(stream)
         assert (array.to_numpy(stream=stream) == 7).all()
 
 

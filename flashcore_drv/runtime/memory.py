@@ -12,11 +12,11 @@ import numpy.typing as npt
 from . import dlpack, driver
 from .device import Device
 from .errors import HandleError
-from .stream import DEFAULT_STREAMS, Event, Stream, from_collector
+from .stream import DEFAULT_STREAMS, Event, Stream, from_collector, outside_of_captures
 
 
 def _release(device: Device, address: int, stream: Stream | None) -> None:
-    with device.active():
+    with outside_of_captures(), device.active():
         if stream is None or (stream.lasting and _is_captured(stream)):  # a node would free it at every replay
             driver.call("cuMemFree", address)
         elif stream.lasting:

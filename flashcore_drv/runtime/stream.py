@@ -17,20 +17,16 @@ DEFAULT_STREAMS = (0, 1, 2)
 
 
 def from_collector(release: Callable[..., None], *args: Any) -> None:
-    """Give a resource back for the garbage collector: it warns, for there is nobody to raise to, and goes on.
-
-    A capture of this thread, in whose middle the collector may come, is not to end by it.
-    """
+    """Give a resource back for the garbage collector: it warns, for there is nobody to raise to, and goes on."""
     try:
-        with outside_of_captures():
-            release(*args)
+        release(*args)
     except Exception as error:
         warnings.warn(f"not given back to the driver: {error}", ResourceWarning, stacklevel=2)
 
 
 @contextlib.contextmanager
 def outside_of_captures() -> Iterator[None]:
-    """What is called has no part in a capture of this thread, and does not end it, as destroying a graph would."""
+    """What is given back has no part in a capture of this thread, and does not end it: the collector may come any time."""
     mode = driver.module().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     before = driver.call("cuThreadExchangeStreamCaptureMode", mode)
     try:
@@ -40,7 +36,7 @@ def outside_of_captures() -> Iterator[None]:
 
 
 def _destroy(device: Device, handle: int) -> None:
-    with device.active():
+    with outside_of_captures(), device.active():
         driver.call("cuStreamDestroy", handle)
 
 
