@@ -26,7 +26,7 @@ def from_collector(release: Callable[..., None], *args: Any) -> None:
 
 @contextlib.contextmanager
 def outside_of_captures() -> Iterator[None]:
-    """What is given back has no part in a capture of this thread, and does not end it: the collector may come any time."""
+    """What is given back has no part in a capture of this thread, and does not end it: it may be by the collector."""
     mode = driver.module().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     before = driver.call("cuThreadExchangeStreamCaptureMode", mode)
     try:
