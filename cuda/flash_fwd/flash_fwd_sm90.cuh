@@ -38,8 +38,17 @@ struct FlashFwdSm90 {
 
     __device__ static void run(const Params& params) {
         const Shared shared;
+        // warps of the loading warpgroup: the one that loads, the one that schedules, and two that have nothing else to do
+        const int warp = threadIdx.x / 32 - 4 * TILING.warpgroups;
         if (threadIdx.x == 0) shared.initialise();
-        __syncthreads();  // the mbarriers exist
+        if (warp == 1) {
+            ptx::wait_for_prerequisites();
+            SchedulerSm90<FlashFwdSm90>(params, shared).publish_first();
+        }
+        // 600 cycles each, which the first copies would take longer
+        if (warp == 2) ptx::tma_prefetch_map(&params.k_map);
+        if (warp == 3) ptx::tma_prefetch_map(&params.q_map);
+        __syncthreads();  // the mbarriers exist, and the first task
         // here for both roles: the one reads lengths and tensors, the other sinks and score terms, and writes
         ptx::wait_for_prerequisites();
         // a block takes an SM, so the next kernel's blocks come as these end, however early this is
@@ -48,10 +57,6 @@ struct FlashFwdSm90 {
         const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
         if (warpgroup == TILING.warpgroups) {
             ptx::give_up_registers<kLoadingRegisters>();
-            const int warp = threadIdx.x / 32 - 4 * TILING.warpgroups;
-            // while the scheduler finds out what to load: 0.2 us
-            if (warp == 2) ptx::tma_prefetch_map(&params.k_map);
-            if (warp == 3) ptx::tma_prefetch_map(&params.q_map);
             if (warp == 0) ProducerSm90<FlashFwdSm90>(params, shared).run();
             if (warp == 1) SchedulerSm90<FlashFwdSm90>(params, shared).run();
         } else {

@@ -26,7 +26,7 @@ struct ProducerSm90 {
         const FlashFwdParams& p = params.fwd;
         const bool packed = p.sequences.cu_seqlens_q != nullptr;
         for (;; ++tasks) {
-            ptx::mbarrier_wait(shared.task_full(tasks), tasks / Shared::kTasks & 1);
+            if (tasks > 0) ptx::mbarrier_wait(shared.task_full(tasks), tasks / Shared::kTasks & 1);
             const Task task = shared.task(tasks);
             __syncwarp();
             if (first_lane) ptx::mbarrier_arrive(shared.task_empty(tasks));
