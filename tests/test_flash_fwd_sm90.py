@@ -21,6 +21,10 @@ from flashcore_drv.runtime import Device, is_emulated
 
 HEAD_DIM = pytest.mark.parametrize("head_dim", catalog.TMA_HEAD_DIMS)
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+FAMILIES = pytest.mark.parametrize(
+    ("family", "head_dim"),
+    [(f, d) for f, (variant, _, sizes) in TMA_VARIANTS.items() if variant in ("Full", "Causal") for d in sizes],
+)
 OPTIONS = {"layout": "bhsd", "impl": "flash_sm90", "return_lse": True}
 
 
@@ -48,10 +52,7 @@ def computed(q, k, v, dtype, **options):
     return out, lse
 
 
-@pytest.mark.parametrize(
-    ("family", "head_dim"),
-    [(f, d) for f, (variant, _, sizes) in TMA_VARIANTS.items() if variant in ("Full", "Causal") for d in sizes],
-)
+@FAMILIES
 @pytest.mark.parametrize("lengths", [(200, 70), (210, 330)], ids=str)
 def test_row_blocks_one_after_the_other(few_sms, monkeypatch, family, head_dim, lengths) -> None:
     """A grid of one block, or of one for each row block, gives the same bits.
@@ -68,6 +69,23 @@ def test_row_blocks_one_after_the_other(few_sms, monkeypatch, family, head_dim, 
         fc.api.CACHE.clear()
         found.append(computed(q, k, v, dtype, causal=causal))
     assert len({out.tobytes() + lse.tobytes() for out, lse in found}) == 1
+
+
+@FAMILIES
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+@pytest.mark.parametrize("rise", ["once", "always"])
+def test_scores_larger_than_those_before(hopper: Device, monkeypatch, family, head_dim, dtype, rise) -> None:
+    """By 2^36 from a tile to the next, in the order in which kernels take them, so that speculation fails.
+
+    For some rows of a warp only: the others fit.
+    """
+    monkeypatch.setattr(tuned, "fastest", lambda *_: family)
+    seqlen = 420
+    q, k, v = (normal(i, 1, 2, seqlen, head_dim, dtype=dtype) for i in range(3))
+    steps = np.arange(seqlen)[::-1] // 64
+    k[..., 0] = 2.0 * (np.minimum(steps, 3) // 3 if rise == "once" else steps)
+    q[..., 0] = np.where(np.arange(seqlen) % 5 < 3, 12.5 * head_dim**0.5, 0)
+    computed(q, k, v, dtype, causal="_causal" in family)
 
 
 aligned = st.tuples(*[aligned_storages] * 4)

@@ -4,8 +4,8 @@
 //   searching      S is searched for its maximum, m becomes the largest score so far, l and O are rescaled
 //   speculatively  m stays and P is computed at once; its sums tell whether it fitted. If not, the tile is searched.
 // Speculation saves the search and the rescaling; scores that rise with every tile would cost twice. So a warp whose
-// speculation has failed once does not speculate again. A search always rescales: asking whether a row needs it (a vote
-// and a branch, between the products and the exponentials) costs more than it saves.
+// speculation has failed once does not speculate again. A search always rescales in settle(): asking whether a row needs it (a
+// vote and a branch, between the products and the exponentials) costs mma.sync more than it saves; raise() asks.
 #pragma once
 #include <cfloat>
 
@@ -66,36 +66,6 @@ struct OnlineSoftmax {
                     }
     }
 
-    // The same in the registers of S, for a warp that is still reading P of the tile before: to be packed later.
-    template <int N_TILES>
-    __device__ __forceinline__ void exponentials_in_place(float (&S)[M_TILES][N_TILES][4], float scale) {
-#pragma unroll
-        for (int t = 0; t < M_TILES; ++t)
-#pragma unroll
-            for (int n = 0; n < N_TILES; ++n)
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    float& first = S[t][n][2 * h];
-                    float& second = S[t][n][2 * h + 1];
-                    first = ptx::exp2_approx(fmaf(first, scale, -m[t][h]));
-                    second = ptx::exp2_approx(fmaf(second, scale, -m[t][h]));
-                    l[t][h] += first + second;
-                }
-    }
-    template <typename T, int N_TILES, int KEYS16>
-    __device__ __forceinline__ static void pack_rows(const float (&S)[M_TILES][N_TILES][4],
-                                                     uint32_t (&P)[KEYS16][M_TILES][4]) {
-#pragma unroll
-        for (int j = 0; j < KEYS16; ++j)
-#pragma unroll
-            for (int t = 0; t < M_TILES; ++t)
-#pragma unroll
-                for (int n = 0; n < 2; ++n)
-#pragma unroll
-                    for (int h = 0; h < 2; ++h)
-                        P[j][t][2 * n + h] = pack<T>(S[t][2 * j + n][2 * h], S[t][2 * j + n][2 * h + 1]);
-    }
-
     // Whether all P that these sums are of were small enough; if so, they count. The same answer for the whole warp.
     __device__ bool accept(const Rows& sum) {
         bool fits = true;  // false for NaN, too
@@ -132,7 +102,7 @@ struct OnlineSoftmax {
         return rescale;
     }
 
-    // Moves the origins if any row of the warp must, for a warp that does not have O. False if nothing moved.
+    // Moves the origins if any row of the warp must; O is left to the caller. False if nothing moved.
     __device__ __forceinline__ bool raise(const Rows& peak, float scale, Rows& rescale) {
         bool grown = false;
 #pragma unroll

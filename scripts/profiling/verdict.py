@@ -30,13 +30,14 @@ REASONS = {
         "earlier loads, fewer ldmatrix for each mma",
     ),
     "mio_throttle": ("a full queue of shared-memory instructions", "fewer ldmatrix for each mma, spread out"),
-    "long_scoreboard": ("global memory", "copies earlier, more stages"),
+    "long_scoreboard": ("global memory or an mbarrier", "copies earlier, more stages"),
     "lg_throttle": ("a full queue of global-memory instructions", "fewer, wider accesses"),
     "barrier": ("other warps at a barrier", "fewer barriers a tile, or another block on the SM"),
     "imc_miss": ("parameters and constants that are not in the cache", "fewer parameters, read together at the start"),
     "no_instruction": ("instructions that are not in the cache", "less code outside of the loop"),
     "branch_resolving": ("a branch", "fewer branches"),
     "dispatch_stall": ("the dispatcher (register banks, for one)", "nothing that source code decides"),
+    "gmma": ("the products of its warpgroup (wgmma)", "other work while they run"),
     "drain": ("its last stores", "earlier stores"),
 }
 """For every reason to wait: what for, and what helps."""
