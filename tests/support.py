@@ -41,7 +41,8 @@ class Calls(list[tuple[str, tuple]]):
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Calls]:
-    """The calls that reach the driver, whichever it is."""
+    """The calls that reach the driver, whichever it is; what earlier tests left behind is released before."""
+    gc.collect()
     calls, module = Calls(), driver.module()
 
     def recorder(name, real):

@@ -37,6 +37,7 @@ MERGE_SOURCE = "flash_fwd/merge.cuh"
 PRODUCER, CONSUMER, EPILOGUE = (f"flash_fwd/{x}_sm90.cuh" for x in ("producer", "consumer", "epilogue"))
 STAGES, ROW_BLOCKS, WGMMA = "flash_fwd/stages_sm90.cuh", "flash_fwd/row_blocks.cuh", "ptx/wgmma.cuh"
 ROLES, SCHEDULER = "flash_fwd/flash_fwd_sm90.cuh", "flash_fwd/scheduler_sm90.cuh"
+LAUNCH_ORDER = "ptx/launch_order.cuh"
 
 
 @dataclass(frozen=True)
@@ -567,7 +568,7 @@ MUTANTS: list[Mutant] = [
         ("every query head has keys of its own", "divide(task.place.head, p.group)", "task.place.head"),
         ("packed sequences are batches", "packed ? 0 : task.place.batch", "task.place.batch"),
         ("zeros are not fenced before wgmma reads them", "ptx::fence_proxy_async();", ""),
-        ("a task is not waited for", "ptx::mbarrier_wait(shared.task_full(tasks), tasks / Shared::kTasks & 1);", ""),
+        ("a task is not waited for", "if (tasks > 0) ptx::mbarrier_wait(shared.task_full(tasks), tasks / Shared::kTasks & 1);", ""),
     ),
     *_of(
         SCHEDULER,
@@ -580,8 +581,11 @@ MUTANTS: list[Mutant] = [
         TMA,
         ("the loading warpgroup keeps registers that others need", "give_up_registers<kLoadingRegisters>", "give_up_registers<kLoadingRegisters + 8>"),
         ("no registers are given up", "ptx::give_up_registers<kLoadingRegisters>();", ""),
-        ("the kernel before is not waited for", "ptx::wait_for_prerequisites();", ""),
-        ("the loading warps do not wait for the kernel before", "ptx::wait_for_prerequisites();", "if (threadIdx.x / 128 < TILING.warpgroups) ptx::wait_for_prerequisites();"),
+    ),
+    *_of(
+        LAUNCH_ORDER,
+        TMA,
+        ("the kernel before is not waited for", 'asm volatile("griddepcontrol.wait;" ::: "memory");', ""),
     ),
     *_of(
         ROLES,
@@ -591,7 +595,9 @@ MUTANTS: list[Mutant] = [
     *_of(
         CONSUMER,
         TMA,
-        ("O stays where an origin moves", "BEFORE == Before::kSameRows && raised", "false"),
+        ("O stays where an origin moves", "O[0][d][e] *= rescale[0][e / 2];", ";"),
+        ("P that does not fit stays", "if (softmax.accept(sum)) return;", "softmax.accept(sum); return;"),
+        ("the sums of P that fit are left out", "if (softmax.accept(sum)) return;", "if (sum[0][0] < 4096.f && sum[0][1] < 4096.f) return;"),
         ("O begins with that of other rows", "j > 0 || o_begun", "true"),
         ("S is used before it is there", "ptx::wgmma_wait<BEFORE == Before::kNothing ? 0 : 1>();", ""),
         ("O is used before it is there", "ptx::wgmma_wait<0>();", ""),
@@ -679,6 +685,7 @@ ESCAPES = {
     "a sequence has more queries than the longest": "its rows are its own, and undefined: what the array holds is wrong",
     "a part of weight 0 is multiplied all the same": "shows where it is NaN or infinite and its lse -inf, which no kernel makes",
     "ex2.approx is less exact than on the emulator": "the emulator rounds it correctly; the GPU run of the tests sees it",
+    "one of two waits for the kernel before, on Hopper, is missing": "the other one orders it, over the block's barrier",
     "wgmma_fence is missing": "the emulator reorders nothing there; ptxas and the GPU runs of the tests see it",
     "two lanes of a warp race for its part of O on its way out": "they are in step on the emulator; on a GPU mostly, too",
     "K of a tile that others need is not waited for": "the turns order it: the others have given back the stage by then",
