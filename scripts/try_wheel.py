@@ -3,8 +3,9 @@
 python scripts/try_wheel.py              fetches what the wheel requires
 python scripts/try_wheel.py --offline    takes that from this Python's environment: where there is no network
 
-Kernels run where FLASHCORE_DRIVER says, by default on the GPU if there is one. Nothing of the repository is used but
-the wheel and the README.
+Kernels run where FLASHCORE_DRIVER says, by default on the GPU if there is one; there the README's example with arrays
+of other libraries runs, too, with those that are installed. Nothing of the repository is used but the wheel and the
+README.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_LINE = "(1, 128, 8, 64) (1, 8, 128)"  # of what the README's example prints
+LIBRARIES = ("cupy", "jax", "torch")  # in the order of the README's example with their arrays
+BEFORE_THEM = """
+import numpy as np
+import flashcore_drv as fc
+q_np, k_np, v_np = (np.random.default_rng(i).standard_normal((1, 128, 8, 64)).astype(np.float16) for i in range(3))
+q, k, v = (fc.DeviceArray.from_numpy(x) for x in (q_np, k_np, v_np))
+"""
 
 
 def find_wheel() -> Path:
@@ -59,6 +67,16 @@ def install(wheel: Path, folder: Path, offline: bool) -> Path:
     return python
 
 
+def with_libraries(python: Path, folder: Path) -> str:
+    """Runs the README's example with arrays of other libraries, those that are installed. Which it was."""
+    (example,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    parts = dict(zip(LIBRARIES, re.split(r"\n(?=import )", example), strict=True))
+    look = f"import importlib.util as u; print(*[n for n in {LIBRARIES} if u.find_spec(n)])"
+    there = run([python, "-c", look], folder).split()
+    run([python, "-c", "\n".join([BEFORE_THEM, *[part for name, part in parts.items() if name in there]])], folder)
+    return ", ".join(name if name in there else f"{name} left out: not installed" for name in LIBRARIES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--offline", action="store_true", help="requirements from this Python's environment")
@@ -79,6 +97,8 @@ def main() -> None:
             sys.exit(f"error: the README's example printed {said!r}")
         served = f"{info['driver']['kind']} ({', '.join(d['name'] for d in info['devices'])})"
         print(f"the README's example on {served}: {time.monotonic() - began:.1f} s")
+        if info["driver"]["kind"] == "cuda":
+            print(f"the README's example with arrays of {with_libraries(python, folder)}")
         print(f"kernels in the wheel: {', '.join(info['kernels']['archs'])}; PTX: {info['kernels']['ptx']}")
 
 
