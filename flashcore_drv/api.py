@@ -82,10 +82,9 @@ def attention(
         "bshd" or "bhsd", of q, k, v and the result.
     impl : str
         "auto" or "flash": one fused kernel. On compute capability 9.0 that is of the family "flash_sm90" (TMA, wgmma)
-        for float16, full or causal attention of one seqlen_q = seqlen_k without softcap, alibi_slopes, bias and sinks,
-        head_dim 64, 96, 128, 192 or 256, where TMA can express q, k and v and no other was measured to be faster;
-        elsewhere of "flash_sm80". Either can be asked for by name. "unfused": three, with the scores in memory between
-        them, for sequences of at least 1 and without window_size and what follows it here (see
+        where TMA can express q, k and v, but for small problems and head_dim up to 32, where another was measured to
+        be faster; elsewhere of "flash_sm80". Either can be asked for by name. "unfused": three, with the scores in
+        memory between them, for sequences of at least 1 and without window_size and what follows it here (see
         :mod:`flashcore_drv.unfused`).
     return_lse : bool
         Also return log sum exp of the scores (natural logarithm), float32 [batch, num_heads, seqlen_q].

@@ -111,7 +111,8 @@ def _size(problem: Problem, built: tuple[int, ...]) -> int:
 def _narrow(problem: Problem) -> bool:
     """Whether Hopper's kernels, of 64 columns at least, would multiply zeros for what another does in fewer.
 
-    With 32 columns and 4096 keys the sm_8x kernels take 0.97 (full) and 0.91 (causal) of their time on an H200
+    With 32 columns and 4096 keys the sm_8x kernels took 0.97 (full) and 0.91 (causal) of their time on an H200; since
+    Hopper's take P without a search, 1.04 and 1.01 on random values, 0.97 and 0.90 where scores rise with every tile
     (``benchmarks/nvidia-h200``, suite cliff).
     """
     size = _size(problem, catalog.FLASH_HEAD_DIMS)
