@@ -15,7 +15,7 @@ from .operands import NewArray, Operands, one_device
 from .plans import Expected, Plan, expected, expected_output
 from .prepared import SIDES, Prepared, stream_handle, stream_number
 from .recall import Again, Cache, fits, glance, look
-from .runtime import Device
+from .runtime import Device, Stream
 from .validation import make_problem
 
 CACHE = Cache(256)
@@ -133,27 +133,34 @@ def attention(
     stream. NumPy values are checked (finite slopes, seqused_k from 0 to seqlen_k). Those on the GPU cannot be, without
     waiting for it; lengths are clamped there, so that wrong ones make the result wrong and nothing else.
     """
-    seen = None
     options: tuple[Any, ...] | None = None
-    if out is not None and return_lse is False and alibi_slopes is bias is sinks is seqused_k is None:
-        seen = glance(q, k, v, out)
-    if seen is not None and causal.__class__ is batch_invariant.__class__ is bool:  # 1 equals True, and is no flag
+    if (
+        out is not None
+        and return_lse is False
+        and alibi_slopes is bias is sinks is seqused_k is None
+        and causal.__class__ is batch_invariant.__class__ is bool  # 1 equals True, and is no flag
+        and (seen := glance(q, k, v, out)) is not None
+    ):
         addresses, layouts, producer = seen
         options = softmax_scale, causal, softcap, layout, impl, batch_invariant, window_size
         if window_size is not None:
             options += _kinds(window_size)
         known = CACHE.again.get(addresses)
-        try:
-            again = known is not None and known.layouts == layouts and known.options == options
-        except ValueError:  # an array among the options, which is neither equal nor not
-            again = False
-        if known is not None and again:
-            prepared = known.prepared
-            prepared.recent = True
-            handle = stream if stream.__class__ is int and stream >= 0 else stream_handle(prepared.device, stream)
-            if producer is None or producer == (handle or 1):  # 0 and 1 are one stream
-                prepared.fire(known.launch, handle)
-                return out
+        if known is not None:
+            layouts_then, options_then, prepared, launch = known
+            try:
+                again = layouts_then == layouts and options_then == options
+            except ValueError:  # an array among the options, which is neither equal nor not
+                again = False
+            if again:
+                prepared.recent = True
+                if stream.__class__ is Stream and stream.device is prepared.device:
+                    handle = stream.raw  # None of a closed one, which is refused when it fires
+                else:
+                    handle = stream_handle(prepared.device, stream)
+                if producer is None or producer == (handle or 1):  # 0 and 1 are one stream
+                    prepared.fire(launch, handle)
+                    return out
     return _attend(
         (q, k, v, out, alibi_slopes, bias, sinks, seqused_k),
         stream,

@@ -141,6 +141,8 @@ def stream_handle(device: Device, stream: object) -> int:
     """The ``CUstream`` that a caller means, see :meth:`Stream.of`. Raises InvalidArgument."""
     if stream is None:
         return 0
+    if stream.__class__ is int and stream >= 0:
+        return stream
     if stream.__class__ is Stream and stream.device is device:
         return stream.handle
     try:

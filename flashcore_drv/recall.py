@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,39 +146,29 @@ def glance(q: Any, k: Any, v: Any, out: Any) -> Glance | None:
     None where more than a glance is needed. Of an array of JAX, it believes that it is laid out as the one before.
     """
     kind, last = q.__class__, out.__class__
-    addresses: tuple[Any, ...]
-    layouts: tuple[Any, ...]
-    stream: int | None = None
-    if kind is DeviceArray is k.__class__ is v.__class__:  # at once, because a loop takes twice the time
-        addresses = q.address_or_none, k.address_or_none, v.address_or_none
-        layouts = q.layout, k.layout, v.layout
-    elif kind is k.__class__ is v.__class__ and (like := _LIKE.get(kind)):
-        if like is _CUPY:
-            addresses = q.data.ptr, k.data.ptr, v.data.ptr
-            layouts = (q.shape, q.strides, q.dtype), (k.shape, k.strides, k.dtype), (v.shape, v.strides, v.dtype)
-            stream = q.__cuda_array_interface__.get("stream")  # the current one: alike for all of them
-        else:
+    if kind is k.__class__ is v.__class__:  # the usual ones at once, because a loop takes twice the time
+        if kind is DeviceArray is last:
+            addresses = q.address_or_none, k.address_or_none, v.address_or_none, out.address_or_none
+            return addresses, (q.layout, k.layout, v.layout, out.layout), None
+        like, current = _LIKE.get(kind, _UNKNOWN)
+        if like is _JAX and last is DeviceArray:
             if not (q.is_ready() and k.is_ready() and v.is_ready()):
                 return None
-            addresses = q.unsafe_buffer_pointer(), k.unsafe_buffer_pointer(), v.unsafe_buffer_pointer()
-            layouts = q.aval, k.aval, v.aval
-    else:
-        first, second, third = _one(q), _one(k), _one(v)
-        if first is None or second is None or third is None:
-            return None
-        addresses, layouts = (first[0], second[0], third[0]), (first[1], second[1], third[1])
-        streams = {x[2] for x in (first, second, third)} - {None}
-        if len(streams) > 1:
-            return None
-        stream = next(iter(streams), None)
-    if last is DeviceArray:
-        return (*addresses, out.address_or_none), (layouts, out.layout), stream
-    if last is kind and _LIKE.get(kind) is _CUPY:
-        return (*addresses, out.data.ptr), (layouts, (out.shape, out.strides, out.dtype)), stream
-    fourth = _one(out)
-    if fourth is None or None is not fourth[2] != stream is not None:
+            at = q.unsafe_buffer_pointer(), k.unsafe_buffer_pointer(), v.unsafe_buffer_pointer(), out.address_or_none
+            return at, (q.aval, k.aval, v.aval, out.layout), None
+        if like is _CUPY and last is kind:
+            layouts = (
+                (q.shape, q._c_contiguous or q.strides, q.dtype),
+                (k.shape, k._c_contiguous or k.strides, k.dtype),
+                (v.shape, v._c_contiguous or v.strides, v.dtype),
+                (out.shape, out._c_contiguous or out.strides, out.dtype),
+            )
+            return (q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr), layouts, current(q)
+    seen = [one for x in (q, k, v, out) if (one := _one(x)) is not None]
+    streams = {one[2] for one in seen} - {None}
+    if len(seen) < 4 or len(streams) > 1:
         return None
-    return (*addresses, fourth[0]), (layouts, fourth[1]), stream or fourth[2]
+    return tuple(one[0] for one in seen), tuple(one[1] for one in seen), next(iter(streams), None)
 
 
 def _one(x: Any) -> tuple[Any, Any, int | None] | None:
@@ -185,34 +176,59 @@ def _one(x: Any) -> tuple[Any, Any, int | None] | None:
     kind = x.__class__
     if kind is DeviceArray:
         return x.address_or_none, x.layout, None
-    if kind not in _LIKE:
-        _is_like(kind, x)
+    like, current = _LIKE.get(kind) or _is_like(kind, x)
+    if not ready(x):
+        return None
+    if like is _JAX:
+        return x.unsafe_buffer_pointer(), x.aval, None
+    if like is _CUPY:
+        return x.data.ptr, (x.shape, x._c_contiguous or x.strides, x.dtype), current(x)
     interface = getattr(x, "__cuda_array_interface__", None)
-    if interface is None or interface.get("mask") is not None or not ready(x):
+    if interface is None or interface.get("mask") is not None:
         return None
     address, read_only = interface["data"]
     layout = interface["shape"], interface.get("strides"), dtype_shown(x, interface), read_only
     return address, layout, interface.get("stream")
 
 
+Like = tuple[str, "Callable[[Any], int | None]"]
+"""A library, and what says which stream its array is for."""
+
 _CUPY, _JAX = "CuPy", "JAX"
-_LIKE: dict[type, str] = {}
-"""Of which library the arrays of a class are like, whose attributes say more in less time than the interface."""
+_LIKE: dict[type, Like] = {}
+"""The library that a class of arrays is like, whose attributes say more in less time than the interface does."""
 
 
-def _is_like(kind: type, x: Any) -> None:
-    """Note of which."""
-    if len(_LIKE) >= _MOST_CLASSES:
-        _LIKE.clear()
+def _is_like(kind: type, x: Any) -> Like:
+    """Find out."""
     data = None if isinstance(x, np.ndarray) else getattr(x, "data", None)  # of bfloat16 NumPy's raises ValueError
     address = getattr(data, "ptr", None)
     kinds = type(address), type(getattr(x, "shape", None)), type(getattr(x, "strides", None))
-    like = ""
-    if kinds == (int, tuple, tuple) and isinstance(getattr(x, "dtype", None), np.dtype):
-        like = _CUPY
+    like = _UNKNOWN
+    if kinds == (int, tuple, tuple) and isinstance(getattr(x, "dtype", None), np.dtype) and hasattr(x, "_c_contiguous"):
+        like = _CUPY, _current_stream(kind)
     elif all(hasattr(x, name) for name in ("unsafe_buffer_pointer", "is_ready", "aval")):
-        like = _JAX
+        like = _JAX, _stream_shown
+    if len(_LIKE) >= _MOST_CLASSES:
+        _LIKE.clear()
     _LIKE[kind] = like
+    return like
+
+
+def _stream_shown(x: Any) -> int | None:
+    """The stream that the interface of an array names."""
+    interface: Mapping[str, Any] = x.__cuda_array_interface__
+    return interface.get("stream")
+
+
+_UNKNOWN: Like = "", _stream_shown
+
+
+def _current_stream(kind: type) -> Callable[[Any], int | None]:
+    """What says the stream of an array of CuPy: the current one, asked for without making a whole interface."""
+    library = sys.modules.get(kind.__module__.partition(".")[0])
+    asked = getattr(getattr(library, "cuda", None), "get_current_stream", None)
+    return _stream_shown if asked is None else lambda _: asked().ptr or 1  # as the interface writes 0
 
 
 def dtype_shown(x: Any, interface: Mapping[str, Any]) -> Hashable:

@@ -3,6 +3,7 @@
 import functools
 import gc
 import itertools
+import sys
 import types
 import weakref
 
@@ -57,6 +58,10 @@ class AsCupy:
         self.data = types.SimpleNamespace(ptr=array.address)
         self.shape, self.dtype = array.shape, array.dtype
         self.strides = tuple(s * array.dtype.itemsize for s in array.strides)
+
+    @property
+    def _c_contiguous(self):
+        return self.strides == tuple(s * self.dtype.itemsize for s in _strides(self.shape))
 
     @property
     def __cuda_array_interface__(self):
@@ -268,6 +273,41 @@ def test_the_current_stream_of_cupy_is_waited_for(device, monkeypatch) -> None:
                 with recorded() as calls:
                     fc.attention(*there, out=out, stream=used)
                 assert (calls.count("cuStreamWaitEvent") > 0) == bool(waits)
+        ours.synchronize()
+        theirs.synchronize()
+
+
+def test_the_current_stream_of_cupy_is_asked_for_without_an_interface(device, monkeypatch) -> None:
+    """A call that is known again asks the library itself, whose legacy default stream is 0."""
+    current = types.SimpleNamespace(ptr=0)
+    library = types.SimpleNamespace(cuda=types.SimpleNamespace(get_current_stream=lambda: current))
+    monkeypatch.setitem(sys.modules, "like_cupy", library)
+
+    class Theirs(AsCupy):
+        __module__ = "like_cupy"
+        shown = 0
+
+        @property
+        def __cuda_array_interface__(self):
+            Theirs.shown += 1
+            return {**interface_of(self.array), "stream": current.ptr or LEGACY}
+
+    there, out = [Theirs(x) for x in up(*make())], Theirs(DeviceArray.from_numpy(np.zeros((B, SQ, H, D), np.float16)))
+    with Stream(device) as theirs, Stream(device) as ours:
+        for ptr, used, waits in (
+            (0, None, 0),
+            (0, 1, 0),
+            (theirs.handle, theirs, 0),
+            (theirs.handle, ours, 1),
+            (0, ours, 1),
+        ):
+            current.ptr = ptr
+            fc.attention(*there, out=out, stream=used)
+            before = Theirs.shown
+            with recorded() as calls:
+                fc.attention(*there, out=out, stream=used)
+            assert (calls.count("cuStreamWaitEvent") > 0) == bool(waits)
+            assert (Theirs.shown > before) == bool(waits), "only a wait takes a closer look"
         ours.synchronize()
         theirs.synchronize()
 
